@@ -1,0 +1,1 @@
+"""Calibration: walk a model block by block and collect statistics of every site."""

@@ -1,0 +1,161 @@
+"""Input and output-gradient statistics of the sites of one block.
+
+Both are second moments over tokens, accumulated in fp32 whatever the compute dtype:
+
+``H = E[x xᵀ]`` of the inputs and ``G = E[g gᵀ]`` of the output gradients of the loss summed over
+tokens with labels drawn from the model itself, so that ``G`` is a Fisher matrix.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from autocomp.calibrate.walker import Batch, BlockWalker, watch_inputs, watch_outputs
+from autocomp.core.sketch import Site, Sketch
+from autocomp.core.stats import Stats
+
+
+class _InputMoments:
+    """Running sums of one input: second moment, largest magnitude, first rows."""
+
+    def __init__(self, sample_tokens: int) -> None:
+        self.tokens = 0
+        self.moment: Tensor | None = None
+        self.absmax: Tensor | None = None
+        self.sample: list[Tensor] = []
+        self._wanted = sample_tokens
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows.float()
+        if self.moment is None:
+            self.moment = rows.new_zeros(rows.shape[1], rows.shape[1])
+            self.absmax = rows.new_zeros(rows.shape[1])
+        self.moment.addmm_(rows.T, rows)
+        torch.maximum(self.absmax, rows.abs().amax(dim=0), out=self.absmax)
+        self.tokens += len(rows)
+        if self._wanted > 0:
+            self.sample.append(rows[: self._wanted].clone())
+            self._wanted -= len(self.sample[-1])
+
+
+def block_sites(sketch: Sketch, block: int) -> list[Site]:
+    """Return the linear sites of a block in model order."""
+    return [site for site in sketch.sites if site.block == block and site.kind == "linear"]
+
+
+@torch.no_grad()
+def input_statistics(
+    walker: BlockWalker,
+    batches: Sequence[Batch],
+    sites: Sequence[Site],
+    *,
+    digest: str,
+    sample_tokens: int = 0,
+) -> dict[str, Stats]:
+    """Run one block over ``batches`` and return the input statistics of some of its sites.
+
+    Sites that read the same tensor share one ``Stats`` object, and with it the factorisations that
+    methods cache there.
+
+    Args:
+        walker: Holds the model.
+        batches: Inputs of the block.
+        sites: Linear sites of that block.
+        digest: Identifies text, model and plan; goes into the statistics.
+        sample_tokens: Input rows to keep.
+
+    Returns:
+        Statistics by site name; ``fisher`` is empty.
+    """
+    readers = {site.reads: site for site in reversed(sites)}
+    moments = {reads: _InputMoments(sample_tokens) for reads in readers}
+    modules = {reads: walker.layout.get(site.name) for reads, site in readers.items()}
+    with watch_inputs(modules, lambda reads, rows: moments[reads].add(rows)):
+        for batch in batches:
+            walker.run_block(sites[0].block, batch)
+    shared: dict[str, Stats] = {}
+    for reads, sums in moments.items():
+        if sums.moment is None:  # the module was never called: a bypassed sub-block
+            continue
+        hessian = sums.moment / sums.tokens
+        shared[reads] = Stats(
+            tokens=sums.tokens,
+            hessian=hessian,
+            norms=hessian.diagonal().clamp_min(0).sqrt(),
+            absmax=sums.absmax,
+            sample=torch.cat(sums.sample) if sums.sample else None,
+            digest=digest,
+        )
+    return {site.name: shared[site.reads] for site in sites if site.reads in shared}
+
+
+class _OutputMoments:
+    """Running sums of one output gradient."""
+
+    def __init__(self, sample_tokens: int) -> None:
+        self.tokens = 0
+        self.moment: Tensor | None = None
+        self.sample: list[Tensor] = []
+        self._wanted = sample_tokens
+
+    def add(self, gradient: Tensor) -> None:
+        gradient = gradient.float()
+        if self.moment is None:
+            self.moment = gradient.new_zeros(gradient.shape[1], gradient.shape[1])
+        self.moment.addmm_(gradient.T, gradient)
+        self.tokens += len(gradient)
+        if self._wanted > 0:
+            self.sample.append(gradient[: self._wanted].clone())
+            self._wanted -= len(self.sample[-1])
+
+
+class GradientPass:
+    """One block's backward pass: ``G`` of its sites, drop scores of its sub-blocks.
+
+    The drop score of a sub-block with output ``y`` is ``½ E[(gᵀ y)²]``: the second-order KL of
+    replacing ``y`` by zero, token by token.
+    """
+
+    def __init__(
+        self, walker: BlockWalker, sketch: Sketch, block: int, sample_tokens: int
+    ) -> None:
+        self.walker = walker
+        self.block = block
+        self.sites = block_sites(sketch, block)
+        self.subblocks = [site for site in sketch.subblocks() if site.block == block]
+        self._moments = {site.name: _OutputMoments(sample_tokens) for site in self.sites}
+        self._drop = {site.name: [0.0, 0] for site in self.subblocks}
+
+    def _seen(self, name: str, output: Tensor, gradient: Tensor) -> None:
+        if name in self._moments:
+            self._moments[name].add(gradient)
+        else:
+            product = (output.float() * gradient.float()).sum(dim=1)
+            self._drop[name][0] += 0.5 * product.square().sum().item()
+            self._drop[name][1] += len(product)
+
+    def run(self, batches: Sequence[Batch], gradients: list[Tensor]) -> list[Tensor]:
+        """Backpropagate; return the gradients at the block's inputs, one a batch."""
+        watched = {
+            site.name: self.walker.layout.get(site.name) for site in (*self.sites, *self.subblocks)
+        }
+        before: list[Tensor] = []
+        with watch_outputs(watched, self._seen):
+            for batch, gradient in zip(batches, gradients, strict=True):
+                hidden = batch.hidden.detach().requires_grad_(True)
+                with torch.enable_grad():
+                    output = self.walker.run_block(self.block, batch.with_hidden(hidden))
+                    (below,) = torch.autograd.grad(output, hidden, gradient)
+                before.append(below.detach())
+        return before
+
+    def fisher(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return ``G`` (out, out) and the kept gradient rows (n, out) of a site."""
+        sums = self._moments[name]
+        assert sums.moment is not None
+        return sums.moment / sums.tokens, torch.cat(sums.sample)
+
+    def drop_scores(self) -> dict[str, float]:
+        """Return the drop score of each sub-block."""
+        return {name: total / max(count, 1) for name, (total, count) in self._drop.items()}

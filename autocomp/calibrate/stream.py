@@ -1,0 +1,179 @@
+"""The streamed calibration pass: every block's statistics, one block in memory at a time.
+
+Forward once, keeping each block's input (on disk when large); then the blocks in reverse:
+recompute, backpropagate the saved output gradient, hand ``H``, ``G`` and samples of the block to
+the caller, forget them. The loss is the cross entropy with labels *sampled from the model*, summed
+over tokens, so ``G`` is a Fisher matrix and ``½ tr(Dᵀ G D H)`` predicts the KL of replacing ``W``
+by ``W + D``.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from autocomp.calibrate.statistics import GradientPass, block_sites, input_statistics
+from autocomp.calibrate.walker import Batch, BlockWalker
+from autocomp.core.seeds import SeedTree
+from autocomp.core.sketch import Sketch
+from autocomp.core.stats import Stats
+
+HEAD_CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStatistics:
+    """What one block's pass found.
+
+    Args:
+        block: Index of the block.
+        stats: Statistics of each linear site, ``fisher`` and samples included.
+        drop: ``½ E[(gᵀ y)²]`` of each sub-block, nats a token.
+    """
+
+    block: int
+    stats: dict[str, Stats]
+    drop: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class EndStatistics:
+    """What concerns the embedding and the head.
+
+    Args:
+        hidden: (n, hidden) inputs of the head on a sample of tokens, fp32.
+        embedding_fisher: (hidden, hidden), ``G`` at the embedding's output, fp32.
+        frequency: (vocab,) share of each token in the text, fp32.
+    """
+
+    hidden: Tensor
+    embedding_fisher: Tensor
+    frequency: Tensor
+
+
+class InputSpill:
+    """Keeps the inputs of all blocks, in memory up to a limit and on disk beyond it."""
+
+    def __init__(self, memory_limit_bytes: float = 4e9) -> None:
+        self._limit = memory_limit_bytes
+        self._kept: dict[int, list[Tensor] | Path] = {}
+        self._used = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, block: int, batches: list[Batch]) -> None:
+        """Keep the hidden states of a block's inputs."""
+        hidden = [batch.hidden for batch in batches]
+        size = sum(tensor.nbytes for tensor in hidden)
+        if self._used + size <= self._limit:
+            self._kept[block] = hidden
+            self._used += size
+            return
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="autocomp-inputs-")
+        path = Path(self._folder.name) / f"{block}.safetensors"
+        save_file({str(i): tensor.cpu().contiguous() for i, tensor in enumerate(hidden)}, path)
+        self._kept[block] = path
+
+    def take(self, block: int, like: list[Batch]) -> list[Batch]:
+        """Return a block's inputs and forget them."""
+        kept = self._kept.pop(block)
+        if isinstance(kept, Path):
+            tensors = load_file(kept)
+            device = like[0].hidden.device
+            kept_hidden = [tensors[str(i)].to(device) for i in range(len(tensors))]
+            kept.unlink()
+        else:
+            kept_hidden = kept
+        return [batch.with_hidden(hidden) for batch, hidden in zip(like, kept_hidden, strict=True)]
+
+
+class CalibrationStream:
+    """Runs the pass described in the module docstring.
+
+    Args:
+        walker: Holds the dense model in its compute dtype and the calibration windows.
+        sketch: The model's sketch.
+        seed: Draws the labels.
+        digest: Identifies model, text and plan.
+        sample_tokens: Rows of inputs and gradients to keep a site.
+    """
+
+    def __init__(
+        self, walker: BlockWalker, sketch: Sketch, seed: SeedTree, digest: str, sample_tokens: int
+    ) -> None:
+        self.walker = walker
+        self.sketch = sketch
+        self.digest = digest
+        self.sample_tokens = sample_tokens
+        self._seed = seed
+        self.end: EndStatistics | None = None
+
+    def _loss_gradient(self, batches: list[Batch]) -> tuple[list[Tensor], Tensor]:
+        """Return the loss gradient at the last block's output, and a sample of head inputs."""
+        layout = self.walker.layout
+        weight = layout.head_weight().float()
+        generator = torch.Generator().manual_seed(self._seed.child("labels").seed)
+        gradients, sample, wanted = [], [], self.sample_tokens
+        for batch in batches:
+            hidden = batch.hidden.detach().requires_grad_(True)
+            with torch.enable_grad():
+                normed = layout.final_norm(hidden)
+            rows = normed.detach().float().flatten(0, -2)
+            above = torch.empty_like(rows)
+            for start in range(0, len(rows), HEAD_CHUNK_TOKENS):
+                piece = slice(start, start + HEAD_CHUNK_TOKENS)
+                share = torch.softmax(rows[piece] @ weight.T, dim=-1)
+                labels = torch.multinomial(share.cpu(), 1, generator=generator).to(share.device)
+                share.scatter_add_(1, labels, -torch.ones_like(labels, dtype=share.dtype))
+                torch.mm(share, weight, out=above[piece])
+            above_shaped = above.view_as(normed).to(normed.dtype)
+            gradients.append(torch.autograd.grad(normed, hidden, above_shaped)[0])
+            if wanted > 0:
+                sample.append(rows[:wanted].clone())
+                wanted -= len(sample[-1])
+        return gradients, torch.cat(sample)
+
+    def forward(self) -> Iterator[int]:
+        """First half: yield each block index after its inputs are kept."""
+        self._spill = InputSpill()
+        batches: list[Batch] = []
+        for block, batches in self.walker.walk():
+            self._spill.put(block, batches)
+            self._like = [batch.with_hidden(batch.hidden[:0]) for batch in batches]
+            yield block
+        last = len(self.walker.layout.blocks) - 1
+        self._gradients, self._head_sample = self._loss_gradient(
+            self.walker.advance(last, batches)
+        )
+
+    def backward(self) -> Iterator[BlockStatistics]:
+        """Second half: yield the statistics of each block, last block first."""
+        for block in reversed(range(len(self.walker.layout.blocks))):
+            batches = self._spill.take(block, self._like)
+            inputs = input_statistics(
+                self.walker,
+                batches,
+                block_sites(self.sketch, block),
+                digest=self.digest,
+                sample_tokens=self.sample_tokens,
+            )
+            gradient = GradientPass(self.walker, self.sketch, block, self.sample_tokens)
+            self._gradients = gradient.run(batches, self._gradients)
+            stats = {}
+            for name, found in inputs.items():
+                fisher, rows = gradient.fisher(name)
+                stats[name] = replace(found, fisher=fisher, sample_gradient=rows)
+            yield BlockStatistics(block, stats, gradient.drop_scores())
+        self._finish()
+
+    def _finish(self) -> None:
+        rows = torch.cat([gradient.float().flatten(0, -2) for gradient in self._gradients])
+        counts = torch.bincount(self.walker.windows.flatten(), minlength=self.sketch.vocab_size)
+        self.end = EndStatistics(
+            hidden=self._head_sample,
+            embedding_fisher=rows.T @ rows / len(rows),
+            frequency=counts.float() / counts.sum(),
+        )

@@ -1,0 +1,77 @@
+"""``autocomp compress``: one method, uniformly, without a search."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from autocomp.cli.console import progress, show, show_json
+from autocomp.cli.libraries import quiet_libraries
+from autocomp.cli.options import Output
+from autocomp.config import load_config
+from autocomp.core.errors import ConfigError, ExportError
+from autocomp.core.registry import METHODS
+from autocomp.core.spec import BITS
+from autocomp.report.table import megabytes
+
+
+def compress(
+    model: Annotated[str, Argument(help="Hugging Face id, local folder, or smollm2-135m.")],
+    out: Annotated[Path, Option(help="Folder to write; must be empty or absent.")],
+    output: Output,
+    spec: Annotated[
+        str, Option("--method", help="Method, or a whole token: wanda-2:4+gptq-w4g64.")
+    ] = "gptq",
+    bits: Annotated[int, Option(help=f"One of {', '.join(map(str, BITS))}.")] = 4,
+    group_size: Annotated[int, Option(help="Inputs that share a scale; 0 for a row.")] = 64,
+    embedding: Annotated[
+        str, Option(help="Token for the embedding and head; 'dense' leaves them.")
+    ] = "rtn-w8g64",
+    data: Annotated[str | None, Option(help="Calibration corpus.")] = None,
+) -> None:
+    """Apply one method to every linear and write a native folder.
+
+    - `autocomp compress smollm2-135m --method gptq --bits 4 --group-size 64 --out q4`
+    - `autocomp compress smollm2-135m --method sparsegpt-2:4+gptq-w6g64 --out sparse`
+    """
+    token = uniform_token(spec, bits, group_size)
+    config = load_config(None, {"model": model, "data.corpus": data})
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not an empty folder: choose another --out.")
+    from autocomp.search.run import compress_uniform
+
+    quiet_libraries()
+    with progress(quiet=output.quiet) as listener:
+        compress_uniform(
+            config,
+            linear=token,
+            embedding=None if embedding == "dense" else embedding,
+            out=out,
+            progress=listener,
+        )
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    if output.json:
+        show_json({"out": str(out), "token": token, "embedding": embedding, "weight_bytes": size})
+        return
+    show(
+        f"wrote {out}: {token}, embedding {embedding}, {megabytes(size)} MB",
+        f'next: autocomp eval {out}  ·  autocomp generate {out} "Hello"',
+    )
+
+
+def uniform_token(method: str, bits: int, group_size: int) -> str:
+    """Return the token of a quantizer with these settings, or the token given whole.
+
+    Raises:
+        ConfigError: If the method is unknown, or no quantizer and given without its settings.
+    """
+    if "-" in method:
+        return method
+    if method not in METHODS:
+        METHODS[method]
+    if not hasattr(METHODS[method].spec, "bits"):
+        raise ConfigError(
+            f"--method {method}: not a quantizer, so --bits does not apply. Give its whole token, "
+            f"such as wanda-s50+rtn-w4g64 or wsvd-p60+rtn-w8g64."
+        )
+    return f"{method}-w{bits}" + (f"g{group_size}" if group_size else "")

@@ -1,0 +1,78 @@
+"""``autocomp front``: table, picture and report of a study."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from autocomp.cli.console import say, show, show_json
+from autocomp.cli.libraries import quiet_libraries
+from autocomp.cli.options import Output
+from autocomp.cli.search import report
+from autocomp.cli.studies import StudyView, open_view, summarise
+from autocomp.core.errors import AutocompError
+from autocomp.report.bits import BitsMap, bits_map
+from autocomp.report.front import FrontInfo
+from autocomp.report.html import render_html
+from autocomp.report.png import render_png
+
+
+def front(
+    study: Annotated[str, Argument(help="Study directory or storage URL.")],
+    output: Output,
+    plot: Annotated[Path | None, Option(help="Write a PNG, with CSV and JSON beside.")] = None,
+    html: Annotated[
+        Path | None, Option(help="Write an interactive offline report, with CSV and JSON beside.")
+    ] = None,
+) -> None:
+    """Show the front of a study: searched and finished values in separate columns.
+
+    - `autocomp front runs/demo`
+    - `autocomp front runs/demo --plot front.png --html front.html`
+    - `autocomp front sqlite:///study.db --json`
+    """
+    quiet_libraries()
+    view = open_view(study)
+    info = summarise(view)
+    written = []
+    if plot is not None:
+        render_png(info, plot)
+        written += [plot, *write_numbers(info, plot)]
+    if html is not None:
+        render_html(info, html, best_bits(view, info))
+        written += [html, *write_numbers(info, html)]
+    if output.json:
+        show_json(info.to_json())
+    else:
+        show(*report(info))
+    for path in dict.fromkeys(written):
+        say(f"wrote {path}")
+
+
+def write_numbers(info: FrontInfo, beside: Path) -> list[Path]:
+    """Write the figures' numbers as CSV and JSON beside a picture; return the two paths."""
+    written = []
+    for suffix, text in ((".csv", info.to_csv()), (".json", info.to_json_text())):
+        path = beside.with_suffix(suffix)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+        written.append(path)
+    return written
+
+
+def best_bits(view: StudyView, info: FrontInfo) -> BitsMap | None:
+    """Return the bits of the best plan: finished, else lowest KL; ``None`` without its model."""
+    ranked = sorted(info.points, key=lambda p: p.kl_nats)
+    chosen = info.best if info.best is not None else ranked[0].trial if ranked else None
+    if chosen is None:
+        return None
+    from autocomp.models import sketch_of
+
+    plan = next(record.plan for record in view.study.records() if record.number == chosen)
+    try:
+        return bits_map(sketch_of(str(view.setting("model"))), plan)
+    except (AutocompError, OSError) as error:
+        say(f"the map of bits is left out: {error}")
+        return None

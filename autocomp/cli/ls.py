@@ -1,0 +1,79 @@
+"""``autocomp ls``: what there is to choose from."""
+
+import inspect
+from typing import Annotated, Any
+
+from rich.table import Table
+from typer import Argument
+
+from autocomp.cli.console import show, show_json
+from autocomp.cli.options import Output
+from autocomp.config import presets
+from autocomp.core.errors import ConfigError
+from autocomp.core.registry import FORMATS, KERNELS, METHODS, SPACES, Registry, nearest
+
+REGISTRIES = {"methods": METHODS, "spaces": SPACES, "kernels": KERNELS, "formats": FORMATS}
+MODELS = (
+    {"name": "smollm2-135m", "summary": "embedded reference model, offline once installed"},
+    {"name": "ID or FOLDER", "summary": "Llama, Mistral, Qwen2, Qwen3, SmolLM and GPT-2 families"},
+)
+DATA = (
+    {"name": "pydoc", "summary": "embedded: the English prose of CPython's pydoc_data.topics"},
+    {"name": "wikitext2", "summary": "through datasets (extra: eval)"},
+    {"name": "c4", "summary": "through datasets (extra: eval)"},
+    {"name": "ptb", "summary": "through datasets (extra: eval)"},
+    {"name": "PATH.txt, PATH.jsonl", "summary": "your own text; key 'text' in JSON lines"},
+)
+KINDS = (*REGISTRIES, "models", "data", "presets")
+
+
+def ls(
+    kind: Annotated[str, Argument(help=", ".join(KINDS))],
+    output: Output,
+) -> None:
+    """List methods, spaces, kernels, formats, models, data or presets.
+
+    - `autocomp ls methods`
+    - `autocomp ls spaces --json`
+    """
+    if kind not in KINDS:
+        raise ConfigError(
+            f"cannot list {kind!r}.{nearest(kind, list(KINDS))} Known: {', '.join(KINDS)}."
+        )
+    rows = listing(kind)
+    if output.json:
+        show_json(rows)
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=kind, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    show(table)
+
+
+def listing(kind: str) -> list[dict[str, str]]:
+    """Return one row an entry, with at least ``name`` and ``summary``."""
+    if kind == "models":
+        return list(MODELS)
+    if kind == "data":
+        return list(DATA)
+    if kind == "presets":
+        return [
+            {"name": name, "summary": text.splitlines()[0].lstrip("# ")}
+            for name, text in presets().items()
+        ]
+    registry: Registry = REGISTRIES[kind]
+    return [{"name": name, **_describe(registry[name])} for name in registry]
+
+
+def _describe(thing: Any) -> dict[str, str]:
+    document = (inspect.getdoc(thing) or "").partition("\n")[0]
+    row = {"summary": getattr(thing, "summary", None) or document}
+    if hasattr(thing, "spec"):
+        row["slot"] = thing.spec.slot
+    for name in ("reference", "version"):
+        if isinstance(getattr(thing, name, None), str | int):
+            row[name] = str(getattr(thing, name))
+    return row

@@ -1,0 +1,93 @@
+"""``autocomp search``: the search itself, from a model and a budget to finished plans."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from autocomp.cli.check import estimate_table
+from autocomp.cli.console import console, progress, show, show_json
+from autocomp.cli.libraries import quiet_libraries
+from autocomp.cli.options import Budget, Length, Output, Place, Source, Space, study_config
+from autocomp.cli.studies import StudyView, new_study_place, open_view, summarise
+from autocomp.core.errors import InfeasibleError
+from autocomp.report.front import FrontInfo
+from autocomp.report.table import megabytes, render_families, render_table, render_timings
+
+
+def search(
+    source: Source, budget: Budget, space: Space, length: Length, place: Place, output: Output
+) -> None:
+    """Search under a budget; print the front, what each family costs, and how to export.
+
+    Re-running the same command resumes; a larger --trials extends. Interrupt it at any time.
+
+    - `autocomp search smollm2-135m --max-bytes 80MB --trials 60 --study-dir runs/80`
+    - `autocomp search -c demo`
+    - `autocomp search ./model --max-memory 8GB --context 8192 --batch 1 --timeout 30m`
+    - `autocomp search -c study.yaml --set search.finalists=5 --json > result.json`
+    """
+    config = study_config(source, budget, space, length)
+    study_dir, storage = new_study_place(config, place)
+    from autocomp.search.estimate import estimate
+    from autocomp.search.run import run_search
+    from autocomp.search.setup import Setup
+
+    quiet_libraries()
+    try:
+        if not output.quiet:
+            console(stderr=True).print(estimate_table(estimate(config), config))
+        Setup.of(config).check_feasible()
+        with progress(quiet=output.quiet) as listener:
+            listener.log(f"study: {storage or study_dir}")
+            result = run_search(config, study_dir=study_dir, storage=storage, progress=listener)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"Everything measured is saved in {storage or study_dir}. Resume with the same "
+            f"command:\n  {command_line()}"
+        ) from error
+    if output.json:
+        show_json(result.to_json())
+    else:
+        view = open_view(storage or str(study_dir))
+        info = summarise(view)
+        show(*report(info), *closing(info, view, study_dir))
+    if result.best is None:
+        raise InfeasibleError(
+            "no plan within the budget was finished. Raise --max-bytes, add smaller options, or "
+            "give more --trials."
+        )
+
+
+def report(info: FrontInfo) -> list[RenderableType]:
+    """Return the tables of a front: plans, families and, where known, timings."""
+    tables: list[RenderableType] = [render_table(info), render_families(info)]
+    return tables + ([render_timings(info.timings)] if info.timings else [])
+
+
+def closing(info: FrontInfo, view: StudyView, study_dir: Path) -> list[str]:
+    """Return the last lines of a search: best against uniform, and what to run next."""
+    place = shlex.quote(view.storage or str(study_dir))
+    best, uniform = info.point(info.best), info.point(info.best_uniform)
+    lines = []
+    if best and best.heldout_kl_nats is not None:
+        lines.append(
+            f"best: trial {best.trial}, {megabytes(best.file_bytes)} MB, held-out KL "
+            f"{best.heldout_kl_nats:.4f} nats"
+        )
+        if uniform and uniform.heldout_kl_nats:
+            lines[0] += (
+                f" = {best.heldout_kl_nats / uniform.heldout_kl_nats:.2f} × best uniform "
+                f"(trial {uniform.trial}, {uniform.heldout_kl_nats:.4f})"
+            )
+    return [
+        *lines,
+        f"plot:   autocomp front {place} --html front.html --plot front.png",
+        f"export: autocomp export {place} --best --format native --out best",
+    ]
+
+
+def command_line() -> str:
+    """Return the command that this process runs, as one would type it."""
+    return shlex.join(["autocomp", *sys.argv[1:]])

@@ -1,0 +1,97 @@
+"""``autocomp show``: a plan layer by layer, with the price of every alternative."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from rich.table import Table
+from typer import Argument, Option
+
+from autocomp.cli.console import show, show_json
+from autocomp.cli.libraries import quiet_libraries
+from autocomp.cli.options import Output
+from autocomp.cli.studies import choose_trial, open_view
+from autocomp.report.table import megabytes, number
+
+if TYPE_CHECKING:
+    from autocomp.search.explain import Alternative, PlanTable
+
+CAPTION = (
+    "KL: predicted, corrected by what the study measured. Alternatives: the nearest smaller and "
+    "larger options; change of bytes, change of KL, nats a megabyte"
+)
+
+
+def show_plan(
+    study: Annotated[str, Argument(help="Study directory or storage URL.")],
+    output: Output,
+    trial: Annotated[int | None, Option(help="Trial number; the best when not given.")] = None,
+    alternatives: Annotated[
+        int, Option(help="Smaller and larger options to show for each layer.", min=0)
+    ] = 1,
+) -> None:
+    """Show why each layer got its bits: bytes, predicted KL, and what a change would cost.
+
+    - `autocomp show runs/demo`
+    - `autocomp show runs/demo --trial 17 --alternatives 4`
+    """
+    quiet_libraries()
+    view = open_view(study)
+    chosen = choose_trial(view, trial=trial, best=trial is None)
+    from autocomp.search.explain import show_trial
+
+    found = show_trial(view.study_dir, view.storage, chosen)
+    if output.json:
+        show_json(
+            {
+                "trial": chosen,
+                "weight_bytes": found.weight_bytes,
+                "kl_nats": found.record.kl_nats,
+                "predicted_kl_nats": found.predicted_kl_nats,
+                "rows": [asdict(row) for row in found.rows],
+            }
+        )
+    else:
+        show(plan_table(found, alternatives))
+
+
+def plan_table(found: "PlanTable", count: int) -> Table:
+    """Return a plan as a table, with the ``count`` nearest smaller and larger options a layer."""
+    record = found.record
+    table = Table(
+        title=f"trial {record.number} · {record.family} · {megabytes(found.weight_bytes)} MB · KL "
+        f"{number(record.kl_nats)} measured, {number(found.predicted_kl_nats)} predicted",
+        title_justify="left",
+        caption=CAPTION,
+    )
+    table.add_column("site", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("option", no_wrap=True)
+    table.add_column("bytes", justify="right")
+    table.add_column("KL nats", justify="right")
+    table.add_column("alternatives", no_wrap=True)
+    for row in found.rows:
+        table.add_row(
+            row.site,
+            "×".join(map(str, row.shape)) if row.shape[0] else "",
+            row.token,
+            f"{row.bytes:,}",
+            f"{row.kl_nats:.2e}",
+            "\n".join(map(_line, nearest_sizes(row.alternatives, count))),
+        )
+    return table
+
+
+def nearest_sizes(options: Sequence["Alternative"], count: int) -> list["Alternative"]:
+    """Return the ``count`` nearest smaller and the ``count`` nearest larger options."""
+    ordered = sorted(options, key=lambda option: option.delta_bytes)
+    smaller = [option for option in ordered if option.delta_bytes < 0]
+    larger = [option for option in ordered if option.delta_bytes >= 0]
+    return smaller[max(0, len(smaller) - count) :] + larger[:count]
+
+
+def _line(option: "Alternative") -> str:
+    return (
+        f"{option.token}: {option.delta_bytes:+,} B, {option.delta_kl_nats:+.2e}, "
+        f"{option.nats_per_megabyte:.2g}/MB"
+    )

@@ -1,0 +1,137 @@
+"""Finding, opening and summarising a study for the commands that read one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocomp.cli.options import Place
+from autocomp.config import StudyConfig
+from autocomp.core.errors import ConfigError, InfeasibleError
+from autocomp.env import storage_url
+from autocomp.report.front import FrontInfo, front_info
+
+if TYPE_CHECKING:
+    from autocomp.search.study import Study
+
+JOURNAL = "journal.log"
+TIMINGS = "timings.json"
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study opened for reading, and where it came from."""
+
+    study: "Study"
+    reference: str
+    storage: str | None
+
+    @property
+    def study_dir(self) -> Path:
+        """Where artefacts lie."""
+        return self.study.study_dir
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return a setting that the study was made with, by dotted key."""
+        return self.study.fingerprint.get(key, default)
+
+
+def new_study_place(config: StudyConfig, place: Place) -> tuple[Path, str | None]:
+    """Return directory and storage of a search: command line, file, environment, default."""
+    name = config.model.rstrip("/").rpartition("/")[2]
+    directory = place.study_dir or Path(config.study_dir or f"runs/{name}")
+    return directory, place.storage or storage_url()
+
+
+def open_view(reference: str) -> StudyView:
+    """Open a study by directory, journal file or storage URL.
+
+    A directory without a journal is looked up in the storage that the environment names.
+
+    Raises:
+        ConfigError: If there is no study.
+    """
+    from autocomp.search.study import Study
+
+    storage = reference if "://" in reference else None
+    directory = Path(reference)
+    if storage is None and directory.is_dir() and not (directory / JOURNAL).exists():
+        storage = storage_url()
+    return StudyView(Study.open_existing(storage or reference), reference, storage)
+
+
+def summarise(view: StudyView) -> FrontInfo:
+    """Return the front of a study with the settings that its figures depend on."""
+    from autocomp.search.result import family_rows
+
+    rungs = view.setting("data.rungs") or [None]
+    settings = {
+        "model": view.setting("model"),
+        "corpus": view.setting("data.corpus"),
+        "window": view.setting("data.window"),
+        "tokens": rungs[-1],
+        "held-out tokens": view.setting("data.heldout_tokens"),
+        "max_bytes": view.setting("budget.max_bytes"),
+        "max_memory": view.setting("budget.max_memory"),
+        "seed": view.setting("seed"),
+    }
+    records = view.study.records()
+    return front_info(
+        records,
+        (point.number for point in view.study.front().points),
+        families=family_rows(records),
+        timings=timings_of(view.study_dir),
+        settings=settings,
+    )
+
+
+def timings_of(study_dir: Path) -> list[dict[str, Any]]:
+    """Return the timings of the last search in a study directory; none before one has ended."""
+    path = study_dir / TIMINGS
+    return list(json.loads(path.read_text("utf-8"))) if path.is_file() else []
+
+
+def choose_trial(
+    view: StudyView,
+    *,
+    trial: int | None = None,
+    best: bool = False,
+    knee: bool = False,
+    under: int | None = None,
+) -> int:
+    """Return the trial that exactly one of the four ways names.
+
+    ``best`` is the finished trial with the lowest held-out KL; before anything is finished, the
+    lowest searched KL.
+
+    Raises:
+        ConfigError: If not exactly one way is given, the trial is unknown or the study is empty.
+        InfeasibleError: If nothing measured holds the limits, or nothing is that small.
+    """
+    if (trial is not None) + best + knee + (under is not None) != 1:
+        raise ConfigError("give exactly one of --trial N, --best, --knee and --under SIZE.")
+    records = view.study.records()
+    if not records:
+        raise ConfigError(
+            f"the study {view.reference} has no trials yet: run autocomp search with --trials."
+        )
+    if trial is not None:
+        if trial not in {record.number for record in records}:
+            raise ConfigError(
+                f"the study {view.reference} has no trial {trial}; it has "
+                f"{min(r.number for r in records)} to {max(r.number for r in records)} "
+                f"(autocomp front {view.reference})."
+            )
+        return trial
+    front = view.study.front()
+    if not front.points:
+        raise InfeasibleError(
+            f"none of the {len(records)} trials of {view.reference} was measured in full within "
+            "the budget. Run autocomp search with more --trials, or raise the budget."
+        )
+    if knee:
+        return int(front.knee().number)
+    if under is not None:
+        return int(front.under(under).number)
+    done = view.study.best_finished()
+    return int(front.under(float("inf")).number if done is None else done.number)

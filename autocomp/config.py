@@ -1,0 +1,283 @@
+"""The study configuration: one frozen, strict model, read from YAML and the command line."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from autocomp.core.errors import ConfigError
+from autocomp.core.registry import SPACES, nearest
+
+UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+PRESETS = "autocomp.search_spaces.presets"
+NOT_SEMANTIC = {"search", "device", "store_bytes", "study_dir"}
+
+
+def parse_bytes(value: int | float | str) -> int:
+    """Return a number of bytes: ``80MB`` is 80·10⁶, ``80MiB`` is 80·2²⁰, a plain number is bytes.
+
+    Raises:
+        ConfigError: If the text is not a size or the unit is unknown.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([a-zA-Z]*)\s*", str(value))
+    if isinstance(value, bool) or not found or found[2].lower() not in UNITS:
+        raise ConfigError(
+            f"cannot read {value!r} as a size: write a number and one of B, kB, MB, GB, TB, KiB, "
+            "MiB, GiB, TiB, such as 80MB (80·10⁶ bytes) or 80MiB (80·2²⁰ bytes)."
+        )
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def parse_duration(value: int | float | str) -> float:
+    """Return seconds: ``90s``, ``30m``, ``1h30m``, or a plain number of seconds.
+
+    Raises:
+        ConfigError: If the text is not a duration.
+    """
+    text = str(value).strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text) and not isinstance(value, bool):
+        return float(text)
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or not found:
+        raise ConfigError(f"cannot read {value!r} as a duration: write 90s, 30m or 1h30m.")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(3600 * hours + 60 * minutes + seconds)
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(_Strict):
+    """Text for calibration, search and held-out measurement; all sizes in tokens.
+
+    ``corpus`` is ``pydoc`` (embedded), ``wikitext2``, ``c4``, ``ptb``, or a local ``.txt`` or
+    ``.jsonl``. ``rungs`` are the sizes of the fidelity ladder, cheap to full.
+    """
+
+    corpus: str = "pydoc"
+    window: Count = 512
+    calibration_tokens: Count = 16384
+    rungs: tuple[Count, ...] = Field(default=(1024, 4096, 16384), min_length=1)
+    heldout_tokens: Count = 16384
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "DataConfig":
+        sizes = (self.calibration_tokens, *self.rungs, self.heldout_tokens)
+        if any(size % self.window for size in sizes):
+            raise ValueError(
+                f"calibration_tokens, rungs and heldout_tokens must be multiples of the window "
+                f"({self.window}), got {sizes}"
+            )
+        if any(a >= b for a, b in zip(self.rungs, self.rungs[1:], strict=False)):
+            raise ValueError(f"rungs must increase, got {self.rungs}")
+        return self
+
+
+class SpaceConfig(_Strict):
+    """The search space by name, and option tokens that replace its defaults (``None`` keeps)."""
+
+    name: str = "joint"
+    linear: tuple[str, ...] | None = Field(default=None, min_length=1)
+    embedding: tuple[str, ...] | None = Field(default=None, min_length=1)
+    bypass: bool | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> "SpaceConfig":
+        if self.name not in SPACES:
+            raise ValueError(
+                f"unknown search space {self.name!r}.{nearest(self.name, list(SPACES))} "
+                f"Known: {', '.join(sorted(SPACES))}"
+            )
+        return self
+
+
+class BudgetConfig(_Strict):
+    """What a plan may cost: bytes of the weight file, peak memory at a context and batch."""
+
+    max_bytes: Bytes | None = None
+    max_memory: Bytes | None = None
+    context: Count = 2048
+    batch: Count = 1
+
+
+class SearchConfig(_Strict):
+    """How long the search goes on; changing these resumes or extends a study."""
+
+    trials: Count = 60
+    timeout_s: Seconds | None = None
+    finalists: Count = 3
+
+
+class StudyConfig(_Strict):
+    """Everything that defines a study; ``autocomp check --schema`` prints its JSON schema."""
+
+    model: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    target: Literal["native"] = "native"
+    data: DataConfig = DataConfig()
+    space: SpaceConfig = Field(default_factory=SpaceConfig)
+    budget: BudgetConfig = BudgetConfig()
+    search: SearchConfig = SearchConfig()
+    store_bytes: Bytes = 20 * 10**9
+    study_dir: str | None = None
+
+
+def presets() -> dict[str, str]:
+    """Return the shipped presets: name to YAML text."""
+    files = resources.files(PRESETS).iterdir()
+    return {
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+        for item in sorted(files, key=lambda item: item.name)
+        if item.name.endswith(".yaml")
+    }
+
+
+def load_config(
+    source: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> StudyConfig:
+    """Return the configuration: assignments over overrides over the file over defaults.
+
+    Args:
+        source: A YAML file or the name of a shipped preset; ``None`` for defaults only.
+        overrides: Values by dotted key, ``{"budget.max_bytes": "80MB"}``; ``None`` is skipped.
+        assignments: ``a.b=c`` texts of ``--set``; the right side is read as YAML.
+
+    Raises:
+        ConfigError: If the file cannot be read, a key is unknown (with the nearest names), or a
+            value is not allowed.
+    """
+    data = _read(source) if source is not None else {}
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(data, key, value)
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {text!r}: expected key=value, such as search.trials=20.")
+        _put(data, key.strip(), _yaml(value, f"--set {text!r}"))
+    if not data.get("model"):
+        raise ConfigError(
+            "no model given: name one (smollm2-135m is embedded; any Hugging Face id or folder "
+            "works) or write 'model:' in the configuration file."
+        )
+    _refuse_unknown(data, StudyConfig, "")
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        where = "" if source is None else f" ({source})"
+        raise ConfigError(f"configuration{where}: {_explain(error)}") from error
+
+
+def fingerprint(config: StudyConfig) -> dict[str, Any]:
+    """Return the settings that make two studies comparable, by dotted key.
+
+    Left out: how long to search, where to compute and where to keep files.
+    """
+    return _flatten(config.model_dump(mode="json", exclude=NOT_SEMANTIC))
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from error
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    elif str(source) in (shipped := presets()):
+        text = shipped[str(source)]
+    else:
+        raise ConfigError(
+            f"no configuration file {str(source)!r}, and no preset of that name."
+            f"{nearest(str(source), list(shipped))} Presets: {', '.join(shipped)}."
+        )
+    data = _yaml(text, str(source))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: expected a mapping of settings at the top level.")
+    return data
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = data.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {parent!r} holds a value, not settings of its own.")
+        data[parent] = data = dict(inner)
+    data[last] = value
+
+
+def _refuse_unknown(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
+    fields = model.model_fields
+    for key, value in data.items():
+        if key not in fields:
+            raise ConfigError(
+                f"unknown setting {prefix}{key!s}.{_suggest(str(key), fields)} "
+                f"Allowed here: {', '.join(fields)}."
+            )
+        inner = fields[key].annotation
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            _refuse_unknown(value, inner, f"{prefix}{key}.")
+
+
+def _suggest(key: str, fields: Mapping[str, Any]) -> str:
+    """Return near names of this level, or the full path when the key exists one level down."""
+    for section, info in StudyConfig.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and key in inner.model_fields:
+            return f" Did you mean '{section}.{key}'?"
+    close = difflib.get_close_matches(key, list(fields), n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(repr(item) for item in close)}?" if close else ""
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "settings"
+        message = item["msg"].removeprefix("Value error, ")
+        got = item["input"]
+        shown = "" if item["type"] == "missing" or isinstance(got, dict) else f" (got {got!r})"
+        parts.append(f"{where}: {message}{shown}")
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""Vocabulary shared by every part of autocomp: pure Python, no torch at import."""

@@ -1,0 +1,107 @@
+"""Exact bytes of a plan's weight file, from shapes alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from autocomp.core.plan import Plan
+from autocomp.core.registry import load_object
+from autocomp.core.sketch import Site, Sketch, TensorInfo
+from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.formats.base import Format
+from autocomp.formats.io import file_nbytes, header_entry_bound
+
+NATIVE_VERSION = 1
+HEADER_PADDING = 7
+
+
+def native_metadata(digest: str = "0" * 64) -> dict[str, Any]:
+    """Return the metadata of a native weight file; its length does not depend on the plan.
+
+    Args:
+        digest: Sha256 of the tensors, 64 hexadecimal digits.
+    """
+    return {"native_version": NATIVE_VERSION, "sha256": digest}
+
+
+def site_layout(sketch: Sketch, site: str, spec: LayerSpec) -> Format:
+    """Return the format that ``spec`` gives the weight of ``site``.
+
+    Raises:
+        PlanError: If the spec does not fit the shape.
+        UnsupportedError: If its methods do not go together.
+    """
+    layout: Format = load_object("autocomp.methods.compose:layout")(
+        spec, sketch[site].shape, sketch.dtype
+    )
+    return layout
+
+
+def native_infos(sketch: Sketch, plan: Plan) -> dict[str, TensorInfo]:
+    """Return every tensor of the native weight file: ``<site>.<local name>`` and the rest.
+
+    A bypassed sub-block has no tensors: neither its linears nor its biases and inner norms.
+
+    Raises:
+        PlanError: If a spec does not fit its site.
+        UnsupportedError: If the methods of a spec do not go together.
+    """
+    bypassed = {site.name for site in sketch.subblocks() if plan[site.name] != DENSE}
+    infos: dict[str, TensorInfo] = {}
+    for site in sketch.weights():
+        if sketch.owner.get(site.name) not in bypassed:
+            infos.update(_site_infos(sketch, site.name, plan[site.name]))
+    for name, info in sketch.rest.items():
+        if not any(name.startswith(f"{subblock}.") for subblock in bypassed):
+            infos[name] = info
+    return infos
+
+
+def weight_bytes(sketch: Sketch, plan: Plan) -> int:
+    """Return the exact size of ``model.safetensors`` in bytes: header, alignment and data.
+
+    Raises:
+        PlanError: If a spec does not fit its site.
+        UnsupportedError: If the methods of a spec do not go together.
+    """
+    return file_nbytes(native_infos(sketch, plan), native_metadata())
+
+
+def site_bytes(sketch: Sketch, site: str, spec: LayerSpec) -> int:
+    """Return an upper bound of the share of one site in the file, in bytes.
+
+    For a linear, embedding or head: its tensors. For a sub-block: the biases and norms inside it
+    when it is kept, zero when it is bypassed (its members then cost nothing either), so that
+    ``weight_bytes ≤ fixed_bytes + Σ site_bytes`` over the sites that a plan keeps.
+
+    Raises:
+        PlanError: If the spec does not fit the site.
+        UnsupportedError: If its methods do not go together.
+    """
+    if sketch[site].kind != "subblock":
+        return _bound(_site_infos(sketch, site, spec))
+    return 0 if spec != DENSE else _bound(dict(_rest_inside(sketch, sketch[site])))
+
+
+def fixed_bytes(sketch: Sketch) -> int:
+    """Return an upper bound of the bytes that no decision changes: norms, positions, header."""
+    inside = {name for site in sketch.subblocks() for name, _ in _rest_inside(sketch, site)}
+    fixed = {name: info for name, info in sketch.rest.items() if name not in inside}
+    return file_nbytes({}, native_metadata()) + HEADER_PADDING + _bound(fixed)
+
+
+def _site_infos(sketch: Sketch, site: str, spec: LayerSpec) -> dict[str, TensorInfo]:
+    """Return the tensors of one site under their names in the file."""
+    tensors = site_layout(sketch, site, spec).tensors()
+    return {f"{site}.{local}": info for local, info in tensors.items()}
+
+
+def _rest_inside(sketch: Sketch, site: Site) -> Iterator[tuple[str, TensorInfo]]:
+    """Iterate over the parameters inside a sub-block that are no site's weight."""
+    for name, info in sketch.rest.items():
+        if name.startswith(f"{site.name}."):
+            yield name, info
+
+
+def _bound(infos: dict[str, TensorInfo]) -> int:
+    """Return data plus an upper bound of the header of some tensors."""
+    return sum(info.nbytes + header_entry_bound(name, info) for name, info in infos.items())

@@ -1,0 +1,1 @@
+"""Measuring assembled models: KL to the base and perplexity on fixed text."""

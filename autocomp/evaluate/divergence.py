@@ -1,0 +1,160 @@
+"""Exact KL to the base model without keeping its logits.
+
+With base probabilities ``p`` and the candidate's logits ``z = Ŵ h``, the KL of a token is
+
+``KL(p ‖ q) = Σ p log p − Σ p z + logsumexp(z) = C − h·E + logsumexp(Ŵ h)``,
+
+where ``C = Σ p log p`` and ``E = Ŵᵀ p``. Both are numbers of the base: ``hidden + 1`` a token
+instead of a vocabulary. A candidate with another head needs its own ``E``, kept by the head's spec
+token.
+
+Nothing of the size (tokens, vocabulary) exists beyond one chunk, and everything here is fp32.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autocomp.models.structure import structure
+
+CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class WindowScores:
+    """Means over the predicted tokens of each window.
+
+    Args:
+        kl_nats: KL to the base, nats a token, one a window.
+        nll_nats: Cross entropy of the text, nats a token, one a window.
+        tokens: Predicted tokens in all windows.
+    """
+
+    kl_nats: tuple[float, ...]
+    nll_nats: tuple[float, ...]
+    tokens: int
+
+
+@torch.no_grad()
+def final_hidden(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return the head's inputs, (windows, length, hidden), after the final norm."""
+    device = next(model.parameters()).device
+    output = model.base_model(input_ids=windows.to(device), use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + CHUNK_TOKENS) for start in range(0, count, CHUNK_TOKENS)]
+
+
+class BaseReference:
+    """The base model's distributions on some windows, as hidden states and entropies.
+
+    Args:
+        model: The dense base model in its compute dtype.
+        windows: (n, length) token ids.
+        batch_size: Windows a forward pass.
+    """
+
+    def __init__(self, model: nn.Module, windows: Tensor, batch_size: int = 4) -> None:
+        self.windows = windows
+        self.batch_size = batch_size
+        self._weight = structure(model).head_weight().detach().float().clone()
+        hidden: list[Tensor] = []
+        for start in range(0, len(windows), batch_size):
+            hidden.append(final_hidden(model, windows[start : start + batch_size]))
+        self._hidden = torch.cat(hidden)[:, :-1].float()
+        self._entropy: dict[int, Tensor] = {}
+        self._nll: dict[int, float] = {}
+        self._expected: dict[tuple[str, int], Tensor] = {}
+
+    def _probabilities(self, window: int, piece: slice) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(self._hidden[window, piece] @ self._weight.T, dim=-1)
+        return log_p.exp(), log_p
+
+    def nll_nats(self) -> list[float]:
+        """Return the base model's cross entropy of each window, nats a token."""
+        for window in range(len(self.windows)):
+            if window not in self._nll:
+                self.expectation(window, self._weight, "dense")
+        return [self._nll[window] for window in range(len(self.windows))]
+
+    @torch.no_grad()
+    def expectation(self, window: int, head: Tensor, head_token: str) -> tuple[Tensor, Tensor]:
+        """Return ``C`` (tokens,) and ``E`` (tokens, hidden) of a window for a candidate's head."""
+        key = (head_token, window)
+        if key not in self._expected:
+            entropy, expected, nll = [], [], []
+            labels = self.windows[window, 1:, None].to(self._hidden.device)
+            for piece in _chunks(self._hidden.shape[1]):
+                p, log_p = self._probabilities(window, piece)
+                entropy.append((p * log_p).sum(dim=-1))
+                expected.append(p @ head)
+                nll.append(-log_p.gather(1, labels[piece]))
+            self._entropy[window] = torch.cat(entropy)
+            self._nll[window] = torch.cat(nll).double().mean().item()
+            self._expected[key] = torch.cat(expected)
+        return self._entropy[window], self._expected[key]
+
+
+class DivergenceMeter:
+    """Measures candidates against a :class:`BaseReference`, a few windows at a time.
+
+    Args:
+        reference: The base on the same windows.
+    """
+
+    def __init__(self, reference: BaseReference) -> None:
+        self.reference = reference
+
+    @torch.no_grad()
+    def measure(
+        self,
+        model: nn.Module,
+        windows: Sequence[int],
+        *,
+        head_token: str,
+        advance: Callable[[int], None] | None = None,
+    ) -> WindowScores:
+        """Measure some windows of the reference.
+
+        Args:
+            model: The assembled candidate.
+            windows: Indices of windows.
+            head_token: Spec token of the candidate's head; equal tokens must mean equal weights.
+            advance: Told how many tokens were read.
+
+        Returns:
+            KL and cross entropy, a window each.
+        """
+        head = structure(model).head_weight().detach().float()
+        ids = self.reference.windows
+        kl: list[float] = []
+        nll: list[float] = []
+        for start in range(0, len(windows), self.reference.batch_size):
+            chosen = list(windows[start : start + self.reference.batch_size])
+            hidden = final_hidden(model, ids[chosen])[:, :-1].float()
+            for row, window in enumerate(chosen):
+                labels = ids[window, 1:].to(hidden.device)
+                values = self._window(hidden[row], head, window, labels, head_token)
+                kl.append(values[0])
+                nll.append(values[1])
+            if advance is not None:
+                advance(ids[chosen].numel())
+        return WindowScores(tuple(kl), tuple(nll), len(windows) * (ids.shape[1] - 1))
+
+    def _window(
+        self, hidden: Tensor, head: Tensor, window: int, labels: Tensor, head_token: str
+    ) -> tuple[float, float]:
+        entropy, expected = self.reference.expectation(window, head, head_token)
+        normaliser, chosen = [], []
+        for piece in _chunks(len(hidden)):
+            logits = hidden[piece] @ head.T
+            normaliser.append(torch.logsumexp(logits, dim=-1))
+            chosen.append(logits.gather(1, labels[piece, None]).squeeze(1))
+        log_z = torch.cat(normaliser)
+        kl = entropy - (hidden * expected).sum(dim=-1) + log_z
+        return kl.double().mean().item(), (log_z - torch.cat(chosen)).double().mean().item()

@@ -1,0 +1,10 @@
+"""Packed weight formats: one a file, each knowing its tensors, its bytes and how to decode."""
+
+FORMATS = {
+    "dense": "autocomp.formats.dense:Dense",
+    "uniform": "autocomp.formats.uniform:Uniform",
+    "bitmask": "autocomp.formats.bitmask:Bitmask",
+    "nm": "autocomp.formats.nm:NM",
+    "factors": "autocomp.formats.factors:Factors",
+    "bypass": "autocomp.formats.bypass:Bypass",
+}

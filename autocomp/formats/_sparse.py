@@ -1,0 +1,71 @@
+"""What sparse formats share: the kept values of a mask, floating or on a grid, row-major."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from autocomp.core.errors import PlanError
+from autocomp.core.sketch import TensorInfo
+from autocomp.formats.base import torch_dtype
+from autocomp.formats.uniform import Grid
+from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
+
+
+def value_tensors(
+    shape: tuple[int, int], kept: int, dtype: str, grid: Grid | None
+) -> dict[str, TensorInfo]:
+    """Return ``values`` (kept,) in ``dtype``, or packed codes (bytes,) with the grid's tensors."""
+    if grid is None:
+        return {"values": TensorInfo((kept,), dtype)}
+    return {
+        "values": TensorInfo((packed_bytes(kept, grid.bits),), "uint8"),
+        **grid.tensors(shape),
+    }
+
+
+def pack_values(
+    mask: Tensor, dense: Tensor, dtype: str, grid: Grid | None, sides: tuple[Tensor | None, ...]
+) -> dict[str, Tensor]:
+    """Store the kept entries of ``dense``: values, or codes when there is a grid.
+
+    Args:
+        mask: (out, in) bool, True is kept.
+        dense: (out, in) values, or integer codes.
+        dtype: Dtype of values without a grid.
+        grid: The grid of the codes, or ``None``.
+        sides: (scale, zero), each (out, groups) or ``None``.
+
+    Raises:
+        PlanError: If there is a grid but no scale.
+    """
+    kept = dense.detach()[mask]
+    if grid is None:
+        return {"values": kept.to(torch_dtype(dtype))}
+    scale, zero = sides
+    if scale is None:
+        raise PlanError("codes on a grid need a scale.")
+    return {"values": pack_bits(kept[None], grid.bits)[0], **grid.pack(scale, zero)}
+
+
+def decode_values(
+    mask: Tensor, tensors: Mapping[str, Tensor], kept: int, grid: Grid | None
+) -> Tensor:
+    """Return the weight (out, in) fp32 of a mask (out, in) bool; removed weights are 0."""
+    if grid is None:
+        dense = torch.zeros(mask.shape, device=mask.device)
+        return dense.masked_scatter_(mask, tensors["values"].to(torch.float32))
+    codes = torch.zeros(mask.shape, dtype=torch.uint8, device=mask.device)
+    codes.masked_scatter_(mask, unpack_bits(tensors["values"][None], grid.bits, kept)[0])
+    return grid.decode(codes, tensors).masked_fill_(~mask, 0.0)
+
+
+def project_values(
+    weight: Tensor, mask: Tensor, tensors: Mapping[str, Tensor], dtype: str, grid: Grid | None
+) -> Tensor:
+    """Return what a fixed mask stores for a trained weight (out, in), without gradient."""
+    if grid is None:
+        values = weight.detach().to(torch_dtype(dtype)).to(torch.float32)
+    else:
+        values = grid.project(weight, tensors)
+    return values.masked_fill(~mask, 0.0)

@@ -1,0 +1,105 @@
+"""A low-rank weight: two stored factors whose product it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from autocomp.core.errors import PlanError
+from autocomp.core.sketch import TensorInfo
+from autocomp.formats.base import CompressedWeight, Format, format_from_json, straight_through
+
+
+@dataclass(frozen=True, slots=True)
+class Factors(Format):
+    """``left`` (out, rank) times ``right`` (rank, in), each in a format of its own.
+
+    Args:
+        rank: Inner dimension.
+        left: Layout of the left factor; its tensors are called ``left.*``.
+        right: Layout of the right factor; its tensors are called ``right.*``.
+    """
+
+    name: ClassVar[str] = "factors"
+
+    rank: int
+    left: Format
+    right: Format
+
+    def __post_init__(self) -> None:
+        """Check shapes.
+
+        Raises:
+            PlanError: If the factors do not multiply to the shape.
+        """
+        Format.__post_init__(self)
+        shapes = (self.shape[0], self.rank), (self.rank, self.shape[1])
+        if (self.left.shape, self.right.shape) != shapes:
+            raise PlanError(
+                f"factors of rank {self.rank} of a weight of shape {self.shape} have the shapes "
+                f"{shapes[0]} and {shapes[1]}, got {self.left.shape} and {self.right.shape}."
+            )
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return the tensors of both factors, prefixed."""
+        return {
+            f"{side}.{name}": info
+            for side, layout in (("left", self.left), ("right", self.right))
+            for name, info in layout.tensors().items()
+        }
+
+    def pack(self, left: CompressedWeight, right: CompressedWeight) -> CompressedWeight:
+        """Store two compressed factors.
+
+        Raises:
+            PlanError: If a factor has another layout than this format names.
+        """
+        if (left.layout, right.layout) != (self.left, self.right):
+            raise PlanError(
+                f"the factors are {left.layout} and {right.layout}, "
+                f"the layout has {self.left} and {self.right}."
+            )
+        return CompressedWeight(
+            self,
+            {
+                f"{side}.{name}": tensor
+                for side, factor in (("left", left), ("right", right))
+                for name, tensor in factor.tensors.items()
+            },
+        )
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[CompressedWeight, CompressedWeight]:
+        """Return the two compressed factors; the inverse of :meth:`pack`."""
+        left, right = (
+            {
+                name.removeprefix(side): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(side)
+            }
+            for side in ("left.", "right.")
+        )
+        return CompressedWeight(self.left, left), CompressedWeight(self.right, right)
+
+    def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Decode to ``left @ right``, (out, in) fp32."""
+        left, right = self.unpack(tensors)
+        return left.to_dense() @ right.to_dense()
+
+    def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Keep the stored left factor L and refit the right one: ``L · project(L⁺ W)``."""
+        left, right = self.unpack(tensors)
+        basis = left.to_dense()
+        refitted = torch.linalg.pinv(basis) @ weight.detach()
+        return straight_through(weight, basis @ self.right.fake_quant(refitted, right.tensors))
+
+    @classmethod
+    def fields_from_json(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the constructor's arguments of :meth:`to_json`'s fields."""
+        return {
+            **data,
+            "shape": tuple(data["shape"]),
+            "left": format_from_json(data["left"]),
+            "right": format_from_json(data["right"]),
+        }

@@ -1,0 +1,40 @@
+"""Which device and which dtype a body runs in."""
+
+import torch
+
+from autocomp.core.errors import ConfigError
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA when there is one, else the processor.
+
+    Raises:
+        ConfigError: If the name is no device or the device is absent.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"unknown device {device!r}; use auto, cpu, cuda or cuda:<index>."
+        ) from error
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"device {device!r} is not supported; use auto, cpu, cuda or cuda:<index>."
+        )
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {device!r} is absent: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use cpu or auto."
+        )
+    return found
+
+
+def body_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for forward passes: bf16 where the hardware multiplies it, else fp32."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32

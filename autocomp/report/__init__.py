@@ -1,0 +1,1 @@
+"""What a study found: plain info objects, and their table, PNG and HTML renderers."""

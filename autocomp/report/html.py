@@ -1,0 +1,141 @@
+"""One self-contained, offline, interactive HTML report."""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from autocomp.report.bits import BitsMap
+from autocomp.report.front import FrontInfo, Point
+from autocomp.report.palette import colours, optional
+from autocomp.report.table import describe, megabytes, number
+
+LAYOUT: dict[str, Any] = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2933"},
+    "margin": {"l": 70, "r": 20, "t": 20, "b": 55},
+    "hoverlabel": {"align": "left"},
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+}
+
+
+def render_html(info: FrontInfo, path: Path, bits: BitsMap | None = None) -> None:
+    """Write the report: front, bits of the best plan by layer, families, timings, all points.
+
+    Args:
+        info: What to show.
+        path: The file; written whole or not at all.
+        bits: The map of the best plan; without it that section is left out.
+
+    Raises:
+        ConfigError: If plotly or Jinja2 is not installed.
+    """
+    plotly = optional("plotly.offline")
+    environment = optional("jinja2").Environment(autoescape=True)
+    environment.filters |= {"mb": megabytes, "num": number}
+    template = resources.files("autocomp.report").joinpath("report.html.j2").read_text("utf-8")
+    page = environment.from_string(template).render(
+        info=info,
+        bits=bits,
+        subtitle=describe(info.settings),
+        best=info.point(info.best),
+        uniform=info.point(info.best_uniform),
+        colours=colours(
+            [*(p.family for p in info.points), *(str(row["family"]) for row in info.families)]
+        ),
+        worst=max((float(row["over_best"]) for row in info.families), default=1.0),
+        plotly_script=plotly.get_plotlyjs(),
+        front_figure=_div(_front_figure(info)),
+        bits_figure=_div(_bits_figure(bits)) if bits else "",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _div(figure: Any) -> str:
+    config = {"responsive": True, "displaylogo": False}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
+
+
+def _front_figure(info: FrontInfo) -> Any:
+    graph = optional("plotly.graph_objects")
+    figure = graph.Figure()
+    front = [p for p in info.points if p.on_front]
+    figure.add_scatter(
+        x=[p.weight_bytes / 1e6 for p in front], y=[p.kl_nats for p in front], mode="lines",
+        line={"color": "#7b8794", "width": 1.5, "shape": "hv"}, name="front (searched)",
+        hoverinfo="skip",
+    )  # fmt: skip
+    for family, colour in colours(p.family for p in info.points).items():
+        members = [p for p in info.points if p.family == family]
+        figure.add_scatter(
+            x=[p.weight_bytes / 1e6 for p in members], y=[p.kl_nats for p in members],
+            mode="markers", name=family, text=[_hover(p) for p in members], hoverinfo="text",
+            marker={"color": colour, "size": 9, "opacity": 0.8,
+                    "line": {"width": 1, "color": "white"}},
+        )  # fmt: skip
+    done = [p for p in info.points if p.heldout_kl_nats is not None]
+    figure.add_scatter(
+        x=[(p.file_bytes or 0) / 1e6 for p in done], y=[p.heldout_kl_nats for p in done],
+        error_y={"array": [p.heldout_se or 0.0 for p in done], "thickness": 1},
+        mode="markers", name="finished, held-out",
+        text=[_hover(p) for p in done], hoverinfo="text",
+        marker={"symbol": "circle-open", "size": 14, "color": "#1f2933", "line": {"width": 1.5}},
+    )  # fmt: skip
+    for trial, symbol, name in (
+        (info.best, "star", "best"),
+        (info.best_uniform, "diamond", "best uniform"),
+    ):
+        point = info.point(trial)
+        if point is not None:
+            figure.add_scatter(
+                x=[(point.file_bytes or 0) / 1e6], y=[point.heldout_kl_nats], mode="markers",
+                name=name, text=[_hover(point)], hoverinfo="text",
+                marker={"symbol": symbol, "size": 15, "color": "#f0b429",
+                        "line": {"width": 1.5, "color": "#1f2933"}},
+            )  # fmt: skip
+    if info.settings.get("max_bytes"):
+        figure.add_vline(
+            info.settings["max_bytes"] / 1e6, line={"dash": "dot", "color": "#9aa5b1"},
+            annotation_text="budget", annotation_position="bottom left",
+        )  # fmt: skip
+    figure.update_layout(LAYOUT, height=520)
+    figure.update_xaxes(title="weight file, MB")
+    figure.update_yaxes(
+        title="KL from the base model, nats a token", type="log", minor_showgrid=True
+    )
+    return figure
+
+
+def _hover(point: Point) -> str:
+    lines = [
+        f"<b>trial {point.trial}</b> · {point.family}",
+        f"from {point.origin}",
+        f"searched: {megabytes(point.weight_bytes)} MB, KL {number(point.kl_nats)}",
+    ]
+    if point.heldout_kl_nats is not None:
+        lines.append(
+            f"finished: {megabytes(point.file_bytes)} MB, held-out KL "
+            f"{number(point.heldout_kl_nats)} ± {number(point.heldout_se)}, "
+            f"perplexity {number(point.perplexity, 3)}"
+        )
+    return "<br>".join(lines)
+
+
+def _bits_figure(bits: BitsMap) -> Any:
+    graph = optional("plotly.graph_objects")
+    figure = graph.Figure(
+        graph.Heatmap(
+            z=bits.bits, x=list(range(bits.blocks)), y=list(bits.roles), text=bits.tokens,
+            colorscale="Viridis", zmin=0,
+            xgap=2, ygap=2, colorbar={"title": {"text": "bits a weight"}, "thickness": 12},
+            hovertemplate="block %{x} · %{y}<br>%{text}<br>%{z:.2f} bits a weight<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(LAYOUT, height=120 + 34 * len(bits.roles))
+    figure.update_layout(margin={"l": 100})
+    figure.update_xaxes(title="decoder block", showgrid=False, dtick=max(1, bits.blocks // 16))
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return figure

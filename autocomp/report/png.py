@@ -1,0 +1,66 @@
+"""The front as a PNG."""
+
+from pathlib import Path
+
+from autocomp.report.front import FrontInfo, Point
+from autocomp.report.palette import colours, optional
+from autocomp.report.table import describe
+
+
+def render_png(info: FrontInfo, path: Path) -> None:
+    """Draw bytes against KL (log scale): trials by family, the front, finished plans, the budget.
+
+    Raises:
+        ConfigError: If matplotlib is not installed.
+    """
+    figure_class = optional("matplotlib.figure").Figure
+    optional("matplotlib.backends.backend_agg")
+    figure = figure_class(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for family, colour in colours(p.family for p in info.points).items():
+        members = [p for p in info.points if p.family == family]
+        axes.scatter(*_searched(members), s=22, color=colour, alpha=0.75, label=family, zorder=3)
+    axes.step(
+        *_searched([p for p in info.points if p.on_front]),
+        where="post", color="#444444", linewidth=1, zorder=2, label="front (searched)",
+    )  # fmt: skip
+    done = [p for p in info.points if p.heldout_kl_nats is not None]
+    if done:
+        axes.errorbar(
+            [(p.file_bytes or 0) / 1e6 for p in done],
+            [p.heldout_kl_nats for p in done],
+            yerr=[p.heldout_se or 0.0 for p in done],
+            fmt="o", mfc="none", color="black", ms=8, capsize=3, zorder=4,
+            label="finished, held-out",
+        )  # fmt: skip
+    for trial, marker, label in (
+        (info.best, "*", "best"),
+        (info.best_uniform, "D", "best uniform"),
+    ):
+        point = info.point(trial)
+        if point is not None:
+            axes.plot(
+                (point.file_bytes or 0) / 1e6, point.heldout_kl_nats,
+                marker, ms=13 if marker == "*" else 8,
+                color="black", ls="none", zorder=5, label=label,
+            )  # fmt: skip
+    if info.settings.get("max_bytes"):
+        axes.axvline(info.settings["max_bytes"] / 1e6, color="#999999", ls="--", lw=1)
+    if info.points:
+        axes.set_yscale("log")
+        plain = optional("matplotlib.ticker").FuncFormatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(plain)
+    axes.set_xlabel("weight file, MB")
+    axes.set_ylabel("KL from the base model, nats a token")
+    axes.set_title(describe(info.settings), fontsize=8, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.grid(which="both", color="#eeeeee", zorder=0)
+    axes.legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+
+
+def _searched(points: list[Point]) -> tuple[list[float], list[float]]:
+    return [p.weight_bytes / 1e6 for p in points], [p.kl_nats for p in points]

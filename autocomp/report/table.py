@@ -1,0 +1,113 @@
+"""Rich tables of a front, its families and its timings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autocomp.report.front import FrontInfo, Point
+
+
+def megabytes(count: float | None) -> str:
+    """Return bytes as decimal megabytes, ``79.98``; a dash for ``None``."""
+    return "–" if count is None else f"{count / 1e6:.2f}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with fixed digits; a dash for ``None``."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Return the line that every figure carries: model, corpus, window, tokens, budget."""
+    names = {"max_bytes": "budget", "max_memory": "memory"}
+    parts = []
+    for key, value in settings.items():
+        if value is None:
+            continue
+        shown = f"{megabytes(value)} MB" if key in names else str(value)
+        parts.append(f"{names.get(key, key)} {shown}")
+    return " · ".join(parts)
+
+
+def render_table(info: FrontInfo) -> RenderableType:
+    """Return the front table with separate searched and finished columns."""
+    caption = f"{describe(info.settings)} · KL in nats a token"
+    table = Table(title="Front", caption=caption, title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column("family", no_wrap=True)
+    table.add_column("from", no_wrap=True)
+    for heading in ("MB\nsearched", "KL\nsearched", "MB\nfile", "KL\nheld-out", "ppl"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for point in info.front:
+        table.add_row(*_cells(point), _mark(info, point), style=_style(info, point))
+    parts: list[RenderableType] = [table]
+    if info.rank_correlation is not None:
+        parts.append(Text(f"rank correlation searched/held-out KL: {info.rank_correlation:.2f}"))
+    return Group(*parts)
+
+
+def render_families(info: FrontInfo) -> Table:
+    """Return what each family costs in KL at equal bytes."""
+    table = Table(title="Families at equal bytes", title_justify="left")
+    table.add_column("family", no_wrap=True)
+    for heading in ("measured", "best trial", "MB", "KL nats", "× best"):
+        table.add_column(heading, justify="right")
+    for row in info.families:
+        table.add_row(
+            row["family"],
+            str(row["measured"]),
+            str(row["trial"]),
+            megabytes(row["weight_bytes"]),
+            number(row["kl_nats"]),
+            number(row["over_best"], 2),
+        )
+    return table
+
+
+def render_timings(timings: Sequence[Mapping[str, Any]]) -> Table:
+    """Return wall time, its share of the whole, and peak memory, a stage a row."""
+    table = Table(title="Time and memory", title_justify="left")
+    table.add_column("stage")
+    for heading in ("seconds", "share", "peak MB"):
+        table.add_column(heading, justify="right")
+    for row in timings:
+        table.add_row(
+            row["stage"],
+            number(row["seconds"], 1),
+            f"{row['share']:.1%}",
+            f"{row['peak_rss_bytes'] / 1e6:.0f}",
+        )
+    return table
+
+
+def _cells(point: Point) -> tuple[str, ...]:
+    heldout = number(point.heldout_kl_nats)
+    if point.heldout_se is not None:
+        heldout += f" ±{point.heldout_se:.4f}"
+    return (
+        str(point.trial),
+        point.family,
+        point.origin,
+        megabytes(point.weight_bytes),
+        number(point.kl_nats),
+        megabytes(point.file_bytes),
+        heldout,
+        number(point.perplexity, 3),
+    )
+
+
+def _mark(info: FrontInfo, point: Point) -> str:
+    marks = {info.best: "best", info.best_uniform: "best uniform"}
+    if info.best == info.best_uniform == point.trial:
+        return "best, uniform"
+    return marks.get(point.trial, "" if point.on_front else "dominated")
+
+
+def _style(info: FrontInfo, point: Point) -> str:
+    if point.trial == info.best:
+        return "bold green"
+    return "" if point.on_front else "dim"

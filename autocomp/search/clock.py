@@ -1,0 +1,83 @@
+"""Wall time and memory of the stages of a search."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident set of this process so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@dataclass(slots=True)
+class Stage:
+    """What one stage took.
+
+    Args:
+        name: Name of the stage.
+        seconds: Wall time, all visits together.
+        visits: How often it was entered.
+        peak_rss_bytes: Largest resident set of the process when it last ended.
+    """
+
+    name: str
+    seconds: float = 0.0
+    visits: int = 0
+    peak_rss_bytes: int = 0
+
+
+class Clock:
+    """Adds up wall time by stage, in order of first use."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Stage] = {}
+        self._started = time.perf_counter()
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add a visit that was timed elsewhere."""
+        stage = self.stages.setdefault(name, Stage(name))
+        stage.seconds += seconds
+        stage.visits += 1
+        stage.peak_rss_bytes = peak_rss_bytes()
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Time a block as one visit of a stage."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - begun)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._started
+
+    def table(self) -> list[dict[str, float | int | str]]:
+        """Return one row a stage, and the total."""
+        rows: list[dict[str, float | int | str]] = [
+            {
+                "stage": stage.name,
+                "seconds": round(stage.seconds, 3),
+                "visits": stage.visits,
+                "share": round(stage.seconds / self.elapsed, 4),
+                "peak_rss_bytes": stage.peak_rss_bytes,
+            }
+            for stage in self.stages.values()
+        ]
+        rows.append(
+            {
+                "stage": "total",
+                "seconds": round(self.elapsed, 3),
+                "visits": 1,
+                "share": 1.0,
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
+        )
+        return rows

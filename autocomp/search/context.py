@@ -1,0 +1,280 @@
+"""What proposals are made from: the space, its scores and costs, and the schedule."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from autocomp.core.plan import Plan
+from autocomp.core.sketch import Sketch
+from autocomp.core.spec import LayerSpec
+from autocomp.search.correction import Effects
+from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution, smallest, solve
+
+KINDS = ("quantized", "sparse", "low-rank", "bypassed")
+"""Families of plans; a plan of several is named ``bypassed+sparse``."""
+
+
+class Told(Protocol):
+    """What proposals read of a told trial."""
+
+    @property
+    def logical(self) -> int:
+        """Logical number of the trial."""
+
+    @property
+    def params(self) -> Mapping[str, int]:
+        """Option index by group name."""
+
+    @property
+    def state(self) -> str:
+        """``COMPLETE`` when measured to the top rung."""
+
+    @property
+    def kl_nats(self) -> float | None:
+        """KL at the highest rung that was reached, nats a token."""
+
+
+class Space(Protocol):
+    """What proposals need of an option space."""
+
+    @property
+    def sketch(self) -> Sketch:
+        """The model."""
+
+    @property
+    def lists(self) -> Mapping[str, tuple[LayerSpec, ...]]:
+        """Options by group name; (keep, bypass) for a sub-block."""
+
+    def encode(self, plan: Plan) -> dict[str, int]:
+        """Return the canonical assignment of a plan."""
+
+    def decode(self, params: Mapping[str, int]) -> Plan:
+        """Return the plan of an assignment."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan to measure.
+
+    Args:
+        logical: Logical number of the trial.
+        params: Canonical option index by group name.
+        plan: What the parameters decode to.
+        origin: ``uniform``, ``probe:<family>``, ``knapsack``, ``ladder``, ``step`` or ``mutation``.
+        family: Family of the plan.
+        force_full: Measure to the top rung whatever the early rungs say.
+    """
+
+    logical: int
+    params: Mapping[str, int]
+    plan: Plan
+    origin: str
+    family: str
+    force_full: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the trials are divided.
+
+    Args:
+        uniforms: Most uniform baselines that are measured.
+        hopeless: Uniform baselines predicted to be this many times worse than the best are left out.
+        ladder: Budgets of the ladder, the largest included.
+        lowest: Smallest budget of the ladder as a share of the largest.
+        at_budget: Share of refinements at the largest budget.
+        probe_share: Share of the groups (or sub-blocks, for bypasses) that a probe puts into its family.
+    """
+
+    uniforms: int = 8
+    hopeless: float = 8.0
+    ladder: int = 4
+    lowest: float = 0.5
+    at_budget: float = 0.7
+    probe_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """Everything a proposal depends on besides the seed and the told trials.
+
+    Args:
+        space: Option lists, encode and decode.
+        problem: Uncorrected scores and upper-bound costs; its groups and sub-blocks are named and ordered like the
+            space's lists, option by option.
+        classes: Class of each option by group name (:func:`autocomp.search.correction.option_class`).
+        roles: Role by group and sub-block name (``q_proj``, ``mlp``).
+        budget_bytes: Limit of ``exact_bytes`` and of the problem's cost, bytes.
+        exact_bytes: What a plan really takes of the budget; never more than its cost in ``problem``.
+        family_of: Family of a plan, such as ``bypassed+sparse``.
+        schedule: How the trials are divided.
+    """
+
+    space: Space
+    problem: Problem
+    classes: Mapping[str, tuple[str, ...]]
+    roles: Mapping[str, str]
+    budget_bytes: int
+    exact_bytes: Callable[[Plan], int]
+    family_of: Callable[[Plan], str]
+    schedule: Schedule = field(default_factory=Schedule)
+
+    @cached_property
+    def effects(self) -> Effects:
+        """The effects of the correction."""
+        return Effects.of(self.problem, self.classes, self.roles)
+
+    @cached_property
+    def uniforms(self) -> tuple[Solution, ...]:
+        """Uniform baselines to measure: the best predicted of every option first, then runners-up.
+
+        One option for all decoder linears times one for embedding and head; of each option the largest embedding that
+        fits the budget and the next smaller one.
+        """
+        inner, outer = self._shared_tokens(False), self._shared_tokens(True)
+        prior = Effects.of(self.problem, self.classes, self.roles).log_prior  # κ₀, nothing measured
+        table = self.problem.score * np.exp(prior[: self.problem.score.size]).reshape(
+            self.problem.score.shape
+        )
+        problem = self.problem.with_scores(table, self.problem.bypass_score)
+        first, second = [], []
+        for token in inner:
+            fitting = [s for other in outer if (s := self._uniform(problem, token, other))]
+            fitting.sort(key=lambda solution: -solution.cost)
+            first += fitting[:1]
+            second += fitting[1:2]
+        best = min((s.score for s in first), default=0.0)
+        ranked = sorted(first, key=lambda s: s.score) + sorted(second, key=lambda s: s.score)
+        worth = [s for s in ranked if s.score <= self.schedule.hopeless * best]
+        return tuple(worth[: self.schedule.uniforms])
+
+    def _shared_tokens(self, outer: bool) -> list[str | None]:
+        """Return the tokens that all groups of one kind offer; ``[None]`` when there is no such group."""
+        names = [g.name for g in self.problem.groups if self._is_outer(g.name) == outer]
+        offered = [[spec.token() for spec in self.space.lists[name]] for name in names]
+        if not offered:
+            return [None]
+        return [token for token in offered[0] if all(token in other for other in offered)]
+
+    def _is_outer(self, name: str) -> bool:
+        return self.space.sketch[name].kind in ("embedding", "head")
+
+    def _uniform(self, problem: Problem, inner: str | None, outer: str | None) -> Solution | None:
+        """Return a uniform solution when its file fits the budget."""
+        choice = np.zeros(len(problem.groups), dtype=np.int64)
+        for row, group in enumerate(problem.groups):
+            token = outer if self._is_outer(group.name) else inner
+            tokens = [spec.token() for spec in self.space.lists[group.name]]
+            choice[row] = tokens.index(str(token))
+        found = problem.solution(choice, np.zeros(len(problem.bypasses), dtype=bool))
+        plan = self.space.decode(self.params(found))
+        return found if self.exact_bytes(plan) <= self.budget_bytes else None
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Families that the space offers."""
+        offered = {kind for row in self._group_kinds for kind in row}
+        offered |= {"bypassed"} if self.problem.bypasses else set()
+        return tuple(kind for kind in KINDS if kind in offered)
+
+    @cached_property
+    def _group_kinds(self) -> list[list[str]]:
+        return [
+            [option_kind(spec) for spec in self.space.lists[group.name]]
+            for group in self.problem.groups
+        ]
+
+    @cached_property
+    def budgets(self) -> tuple[int, ...]:
+        """The ladder: geometric, from the budget down, never near what cannot be reached without bypasses."""
+        kept = self.problem.with_scores(
+            self.problem.score, np.full(len(self.problem.bypasses), np.inf)
+        )
+        low = max(self.schedule.lowest * self.budget_bytes, 1.1 * smallest(kept).cost)
+        if low >= self.budget_bytes:
+            return (self.budget_bytes,)
+        steps = np.geomspace(self.budget_bytes, low, self.schedule.ladder)
+        return (self.budget_bytes, *(int(value) for value in steps[1:]))
+
+    def params(self, solution: Solution) -> dict[str, int]:
+        """Return the canonical parameters of a solution."""
+        named = {
+            group.name: int(option)
+            for group, option in zip(self.problem.groups, solution.choice, strict=True)
+        }
+        named |= {
+            bypass.name: int(flag)
+            for bypass, flag in zip(self.problem.bypasses, solution.bypassed, strict=True)
+        }
+        return self.space.encode(self.space.decode(named))
+
+    def decisions(self, params: Mapping[str, int]) -> tuple[Ints, Bools]:
+        """Return choice (groups,) and bypassed (sub-blocks,) of parameters."""
+        choice = np.array([params[group.name] for group in self.problem.groups], dtype=np.int64)
+        bypassed = np.array([params[b.name] == 1 for b in self.problem.bypasses], dtype=bool)
+        return choice, bypassed
+
+    def probe(self, problem: Problem, kind: str) -> Solution | None:
+        """Return the best plan at the budget that belongs to a family; ``None`` when none fits.
+
+        ``quantized`` may use nothing else. For the others the groups (or sub-blocks) in which the family loses
+        least at the going price of a byte are made to use it.
+        """
+        price = marginal_price(problem, self.budget_bytes)
+        score, bypass_score = problem.score.copy(), problem.bypass_score.copy()
+        mine = np.zeros(score.shape, dtype=bool)
+        for row, kinds in enumerate(self._group_kinds):
+            mine[row, : len(kinds)] = [other == kind for other in kinds]
+        penalised = score + price * problem.cost
+        least = penalised.min(axis=1)
+        if kind == "quantized":
+            usable = mine | ~mine.any(axis=1, keepdims=True)
+            score[~usable] = np.inf
+            bypass_score[:] = np.inf
+        elif kind == "bypassed":
+            regret = bypass_score + price * problem.bypass_cost - least @ problem.membership
+            bypass_score[_least(regret, self.schedule.probe_share / 4)] = -1.0 / _TINY
+        else:
+            regret = np.where(mine, penalised, np.inf).min(axis=1) - least
+            forced = _least(regret, self.schedule.probe_share)
+            score[forced] = np.where(mine[forced], score[forced], np.inf)
+            inside = problem.membership[forced].any(axis=0)
+            bypass_score[inside] = np.inf
+        restricted = problem.with_scores(score, bypass_score)
+        if smallest(restricted).cost > self.budget_bytes:
+            return None
+        return solve(restricted, self.budget_bytes)
+
+
+_TINY = 1e-6
+
+
+def _least(values: Floats, share: float) -> Ints:
+    """Return the indices of the smallest finite values, at least one where there is one."""
+    count = max(1, round(share * len(values)))
+    order = np.argsort(values, kind="stable")[:count]
+    return order[np.isfinite(values[order])]
+
+
+def marginal_price(problem: Problem, budget: int) -> float:
+    """Return what a byte is worth at a budget: lost score a byte over the last 3 %, nats a byte."""
+    least = smallest(problem)
+    less = max(least.cost, int(0.97 * budget))
+    if less >= budget:
+        return 0.0
+    here, there = solve(problem, budget), solve(problem, less)
+    return max(0.0, (there.score - here.score) / (budget - less))
+
+
+def option_kind(spec: LayerSpec) -> str:
+    """Return the family of one option: bypassed, low-rank, sparse, quantized or dense."""
+    if spec.structure is not None:
+        return "bypassed"
+    if spec.factor is not None:
+        return "low-rank"
+    if spec.mask is not None:
+        return "sparse"
+    return "quantized" if spec.quantizer is not None else "dense"

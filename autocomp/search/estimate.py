@@ -1,0 +1,169 @@
+"""What a search will take, from shapes and a second of arithmetic, before any work.
+
+Time is counted in multiply-accumulates over the measured speed of two matrix products, one in the
+body's dtype and one in fp32, plus the measured speed of the small steps that a column solver
+makes.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+
+from autocomp.config import StudyConfig
+from autocomp.core.registry import load_object
+from autocomp.core.sketch import Site, Sketch
+from autocomp.core.spec import LayerSpec
+from autocomp.core.stats import Needs
+from autocomp.models.device import body_dtype, resolve_device
+from autocomp.search.setup import Setup
+
+OVERHEAD = 1.4
+SOLVER_STEP_OPERATIONS = 12
+EVALUATED_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted effort and the reachable range.
+
+    Args:
+        smallest_bytes: Smallest plan of the space.
+        largest_bytes: Largest plan of the space.
+        budget_bytes: Weight bytes that the budget leaves.
+        space_size_log10: Decimal logarithm of the number of plans.
+        groups: Decisions.
+        options: Compressed weights that the layer store will hold.
+        minutes: Predicted minutes by stage, ``total`` included.
+        disk_bytes: Predicted size of the layer store.
+        ram_bytes: Predicted peak memory of the search.
+    """
+
+    smallest_bytes: int
+    largest_bytes: int
+    budget_bytes: int
+    space_size_log10: float
+    groups: int
+    options: int
+    minutes: dict[str, float]
+    disk_bytes: int
+    ram_bytes: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Multiply-accumulates a second in the body's dtype and in fp32, and solver steps a second."""
+
+    body: float
+    single: float
+    steps: float
+
+
+def _rate(dtype: torch.dtype, device: torch.device) -> float:
+    left = torch.randn(1024, 1024, device=device).to(dtype)
+    best = math.inf
+    for _ in range(4):
+        begun = time.perf_counter()
+        (left @ left)[0, 0].item()
+        best = min(best, time.perf_counter() - begun)
+    return 1024**3 / best
+
+
+def _measure_speed(device: torch.device) -> _Speed:
+    column = torch.randn(576, device=device)
+    begun = time.perf_counter()
+    for _ in range(2000):
+        column.mul(0.5)
+    steps = 2000 / (time.perf_counter() - begun)
+    return _Speed(_rate(body_dtype(device), device), _rate(torch.float32, device), steps)
+
+
+def _body_macs(sketch: Sketch) -> int:
+    return sum(site.shape[0] * site.shape[1] for site in sketch.sites if site.kind == "linear")
+
+
+def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
+    """Return the seconds to compress one site once."""
+    rows, columns = site.shape
+    needs = load_object("autocomp.methods.compose:needs")(spec)
+    if spec.factor is not None:
+        return 30 * min(rows, columns) ** 3 / speed.single
+    if Needs.HESSIAN in needs:
+        return (
+            columns * SOLVER_STEP_OPERATIONS / speed.steps
+            + (rows * columns**2 / 2 + columns**3) / speed.single
+        )
+    return 30 * rows * columns / speed.single
+
+
+def estimate(config: StudyConfig) -> Estimate:
+    """Return what the search of a configuration will take.
+
+    Raises:
+        ConfigError: If the model or an option is unknown.
+        PlanError: If an option does not fit a layer.
+    """
+    setup = Setup.of(config)
+    sketch = setup.sketch
+    speed = _measure_speed(resolve_device(config.device))
+    macs = _body_macs(sketch)
+    head = sketch.vocab_size * sketch.hidden_size
+    data = config.data
+    moments = sum(
+        site.shape[0] ** 2 + site.shape[1] ** 2 for site in sketch.sites if site.kind == "linear"
+    )
+    calibration = data.calibration_tokens * (5 * macs / speed.body + moments / speed.single)
+    layout = load_object("autocomp.methods.compose:layout")
+    store, score, disk, options = 0.0, 0.0, 0, 0
+    for name in setup.weight_groups:
+        site = sketch[name]
+        for spec in setup.lists[name]:
+            options += 1
+            disk += layout(spec, site.shape, sketch.dtype).nbytes
+            store += _solve_seconds(site, spec, speed)
+            if site.kind == "linear":
+                score += site.shape[0] * site.shape[1] * sum(site.shape) / speed.single
+    full = data.rungs[-1] * (macs / speed.body + head / speed.single)
+    heldout = data.heldout_tokens * (macs / speed.body + head / speed.single)
+    finish = data.calibration_tokens * (5 * macs / speed.body + moments / 2 / speed.single)
+    finalists = config.search.finalists + 2
+    per_finalist = (
+        finish
+        + heldout
+        + sum(
+            _solve_seconds(
+                sketch[name], setup.lists[name][-2 if len(setup.lists[name]) > 1 else 0], speed
+            )
+            for name in setup.weight_groups
+        )
+    )
+    seconds = {
+        "calibration": calibration,
+        "layer store": store,
+        "score": score,
+        "one full evaluation": full,
+        "trials": config.search.trials * full * EVALUATED_SHARE,
+        "finish": finalists * per_finalist,
+    }
+    minutes = {name: round(OVERHEAD * value / 60, 2) for name, value in seconds.items()}
+    minutes["total"] = round(
+        sum(value for name, value in minutes.items() if name != "one full evaluation"), 2
+    )
+    total = (macs + head) * 4
+    activations = data.calibration_tokens * sketch.hidden_size * 2 * (sketch.num_layers + 8)
+    return Estimate(
+        smallest_bytes=setup.smallest_bytes,
+        largest_bytes=setup.largest_bytes,
+        budget_bytes=setup.budget,
+        space_size_log10=setup.space.log10_size,
+        groups=len(setup.weight_groups) + len(setup.droppable),
+        options=options,
+        minutes=minutes,
+        disk_bytes=disk,
+        ram_bytes=int(2 * total + min(activations, 4e9) + 3e9 + 8e8),
+    )

@@ -1,0 +1,161 @@
+"""Why a layer got its bits: a plan layer by layer, with the marginal cost of every alternative."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from autocomp.core.errors import ConfigError
+from autocomp.core.spec import DENSE
+from autocomp.cost.bytes import site_bytes, weight_bytes
+from autocomp.search.correction import Correction
+from autocomp.search.knapsack import Problem
+from autocomp.search.proposals import correction_of
+from autocomp.search.records import TrialRecord
+from autocomp.search.run import SCORES_FILE, load_study_config, search_context
+from autocomp.search.scoring import ScoreTable
+from autocomp.search.setup import Setup
+from autocomp.search.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another option of a site.
+
+    Args:
+        token: Its spec.
+        delta_bytes: Bytes more (or fewer, negative) than the chosen option.
+        delta_kl_nats: Predicted change of KL, corrected by what the study measured.
+    """
+
+    token: str
+    delta_bytes: int
+    delta_kl_nats: float
+
+    @property
+    def nats_per_megabyte(self) -> float:
+        """Price: KL gained a megabyte spent, or lost a megabyte saved."""
+        return -self.delta_kl_nats / (self.delta_bytes / 1e6) if self.delta_bytes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One site of a plan.
+
+    Args:
+        site: Module name.
+        shape: (out, in) of its weight.
+        token: What the plan does.
+        bytes: Its bytes in the file.
+        kl_nats: Predicted KL of it alone, corrected.
+        alternatives: The other options, smallest first.
+    """
+
+    site: str
+    shape: tuple[int, int]
+    token: str
+    bytes: int
+    kl_nats: float
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTable:
+    """A trial explained.
+
+    Args:
+        record: The trial.
+        weight_bytes: Exact size of its file.
+        predicted_kl_nats: The corrected score of the whole plan.
+        rows: One a site, in model order.
+    """
+
+    record: TrialRecord
+    weight_bytes: int
+    predicted_kl_nats: float
+    rows: tuple[PlanRow, ...]
+
+
+def _scores(study_dir: Path) -> ScoreTable:
+    path = study_dir / SCORES_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}); run the search again to write it."
+        ) from error
+    return ScoreTable(data["options"], data["drop"])
+
+
+def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
+    """Explain one trial of a study from its stored scores, loading no weights.
+
+    Args:
+        study_dir: The study directory.
+        storage: Storage URL; ``None`` is the journal file in ``study_dir``.
+        number: Trial number.
+
+    Raises:
+        ConfigError: If the study, the scores or the trial do not exist.
+    """
+    study = Study.open_existing(storage or study_dir)
+    records = study.records()
+    found = [record for record in records if record.number == number]
+    if not found:
+        known = ", ".join(str(record.number) for record in records[:8])
+        raise ConfigError(
+            f"trial {number} does not exist; the study has {len(records)} ({known}, ...)."
+        )
+    setup = Setup.of(load_study_config(study_dir))
+    context = search_context(setup, _scores(study_dir))
+    correction: Correction = correction_of(context, records)
+    problem = correction.apply()
+    plan = found[0].plan
+    rows = [_row(setup, problem, index, found[0]) for index in range(len(problem.groups))]
+    for index, bypass in enumerate(problem.bypasses):
+        dropped = plan[bypass.name] != DENSE
+        inside = [row for row in rows if row.site in setup.sketch[bypass.name].members]
+        saved = sum(row.bytes for row in inside) - bypass.cost
+        lost = problem.bypass_score[index] - sum(row.kl_nats for row in inside)
+        rows.append(
+            PlanRow(
+                site=bypass.name,
+                shape=(0, 0),
+                token="bypass" if dropped else "kept",
+                bytes=0 if dropped else -bypass.cost,
+                kl_nats=float(problem.bypass_score[index]) if dropped else 0.0,
+                alternatives=() if dropped else (Alternative("bypass", -int(saved), float(lost)),),
+            )
+        )
+    order = {site.name: place for place, site in enumerate(setup.sketch.sites)}
+    rows.sort(key=lambda row: order[row.site])
+    choice, bypassed = context.decisions(found[0].params)
+    return PlanTable(
+        record=found[0],
+        weight_bytes=weight_bytes(setup.sketch, plan),
+        predicted_kl_nats=correction.predict(problem.solution(choice, bypassed)),
+        rows=tuple(rows),
+    )
+
+
+def _row(setup: Setup, problem: Problem, index: int, record: TrialRecord) -> PlanRow:
+    group = problem.groups[index]
+    site = setup.sketch[group.name]
+    options = setup.lists[group.name]
+    owner = setup.sketch.owner.get(site.name)
+    if owner is not None and record.plan[owner] != DENSE:
+        return PlanRow(site.name, site.shape, "(bypassed)", 0, 0.0, ())
+    chosen = options.index(record.plan[site.name])
+    size = site_bytes(setup.sketch, site.name, options[chosen])
+    alternatives = tuple(
+        Alternative(
+            options[other].token(),
+            int(group.cost[other] - group.cost[chosen]),
+            float(group.score[other] - group.score[chosen]),
+        )
+        for other in range(len(options))
+        if other != chosen
+    )
+    return PlanRow(
+        site.name, site.shape, options[chosen].token(), size, float(group.score[chosen]),
+        alternatives,
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""The finish: what turns a chosen plan into the best model that its bytes allow.
+
+A search compresses every site from the *dense* model's statistics, so that plans can be put
+together from parts. A finished plan is compressed once more, block by block in model order, each
+site from the inputs that it will really see: those that the already compressed sites in front of
+it produce (Frantar et al. 2022, https://arxiv.org/abs/2210.17323, "true sequential": q/k/v, then
+o, then gate/up, then down).
+
+The result is an artefact, a native folder in the study directory. What is reported is measured
+from that folder, loaded as a user would load it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocomp.calibrate.statistics import block_sites, input_statistics
+from autocomp.core.plan import Plan
+from autocomp.core.progress import Progress
+from autocomp.core.sketch import Site
+from autocomp.core.spec import DENSE
+from autocomp.cost.bytes import weight_bytes
+from autocomp.formats.base import CompressedWeight
+from autocomp.layers.native import load, write_native
+from autocomp.search.workbench import Workbench, compress
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """An artefact measured from its file on held-out text.
+
+    Args:
+        kl_nats: KL to the base, nats a token.
+        kl_se: Standard error over windows.
+        perplexity: Of the text under the artefact.
+        base_perplexity: Of the text under the base model.
+        weight_bytes: Size of the weight file on disk.
+    """
+
+    kl_nats: float
+    kl_se: float
+    perplexity: float
+    base_perplexity: float
+    weight_bytes: int
+
+
+def _stages(bench: Workbench, block: int, plan: Plan) -> Iterator[list[Site]]:
+    """Yield the linears of a block that read the same input, in the order in which they run."""
+    owner = bench.sketch.owner
+    kept = [
+        site
+        for site in block_sites(bench.sketch, block)
+        if plan[owner[site.name]] == DENSE and plan[site.name] != DENSE
+    ]
+    for _, stage in groupby(kept, key=lambda site: site.reads):
+        yield list(stage)
+
+
+def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, CompressedWeight]:
+    """Compress a plan sequentially through its own statistics.
+
+    Leaves the live candidate restored to the base.
+
+    Args:
+        bench: The loaded base model.
+        plan: What to make.
+        progress: Told one unit a block.
+
+    Returns:
+        The compressed weight of every site that has tensors.
+    """
+    around = Plan(
+        {
+            site.name: plan[site.name] if site.kind != "linear" else DENSE
+            for site in bench.sketch.sites
+        }
+    )
+    bench.candidate.restore()
+    bench.candidate.apply(around, bench.dense)
+    done: dict[str, CompressedWeight] = {}
+    for site in bench.sketch.weights():
+        if site.kind != "linear" or plan[site.name] == DENSE:
+            done[site.name] = bench.compressed(site.name, plan[site.name])
+    digest = f"{bench.stats_digest}+{plan.digest[:16]}"
+    walker = bench.walker()
+    progress.start("finish", bench.sketch.num_layers, "block")
+    try:
+        for block, batches in walker.walk():
+            for stage in _stages(bench, block, plan):
+                stats = input_statistics(walker, batches, stage, digest=digest)
+                for site in stage:
+                    weight = bench.weight(site.name)
+                    done[site.name] = compress(
+                        weight, plan[site.name], stats[site.name], bench.sketch.dtype
+                    )
+                    bench.candidate.put(site.name, done[site.name].to_dense())
+            progress.advance()
+    finally:
+        bench.candidate.restore()
+    progress.finish()
+    for site in bench.sketch.subblocks():
+        if plan[site.name] != DENSE:
+            for member in site.members:
+                done.pop(member, None)
+    return done
+
+
+def write_artefact(
+    bench: Workbench, plan: Plan, folder: Path, extra: dict[str, Any], progress: Progress
+) -> Path:
+    """Finish a plan into ``folder`` in native format and check its size against the prediction.
+
+    Raises:
+        RuntimeError: If the file is not exactly as large as predicted.
+    """
+    weights = recompress(bench, plan, progress)
+    write_native(
+        folder,
+        plan=plan,
+        sketch=bench.sketch,
+        weights=weights,
+        model=bench.loaded.model,
+        tokenizer=bench.loaded.tokenizer,
+        extra=extra,
+    )
+    size = (folder / "model.safetensors").stat().st_size
+    if size != weight_bytes(bench.sketch, plan):
+        raise RuntimeError(
+            f"{folder}: the weight file has {size} bytes, predicted were "
+            f"{weight_bytes(bench.sketch, plan)}. This is a defect of autocomp; please report it."
+        )
+    return folder
+
+
+def measure_artefact(bench: Workbench, folder: Path, plan: Plan, progress: Progress) -> HeldOut:
+    """Load an artefact from its folder and measure it on the held-out text."""
+    meter = bench.heldout_meter
+    count = len(meter.reference.windows)
+    model = load(folder, device=str(bench.device), dtype=bench.dtype)
+    progress.start("measure held-out", meter.reference.windows.numel(), "token")
+    scores = meter.measure(
+        model,
+        range(count),
+        head_token=bench.head_token(plan.layers),
+        advance=progress.advance,
+    )
+    progress.finish()
+    kl = np.asarray(scores.kl_nats)
+    return HeldOut(
+        kl_nats=float(kl.mean()),
+        kl_se=float(kl.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan"),
+        perplexity=float(np.exp(np.mean(scores.nll_nats))),
+        base_perplexity=float(np.exp(np.mean(meter.reference.nll_nats()))),
+        weight_bytes=(folder / "model.safetensors").stat().st_size,
+    )

@@ -1,0 +1,338 @@
+"""The main job: score, propose, measure, finish; resumable at any moment."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from autocomp.config import StudyConfig, fingerprint
+from autocomp.core.errors import AutocompError, ConfigError, InfeasibleError
+from autocomp.core.plan import Plan
+from autocomp.core.progress import Progress
+from autocomp.core.seeds import SeedTree
+from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.evaluate.ladder import clearly_worse
+from autocomp.search.clock import Clock
+from autocomp.search.context import SearchContext, plan_family
+from autocomp.search.correction import option_class
+from autocomp.search.evaluation import evaluate_plan
+from autocomp.search.finish import measure_artefact, write_artefact
+from autocomp.search.proposals import propose
+from autocomp.search.records import FinishedRecord, Measured, NewTrial, TrialRecord
+from autocomp.search.result import SearchResult, summarise
+from autocomp.search.scoring import ScoreTable, score_options
+from autocomp.search.setup import Setup, format_bytes
+from autocomp.search.study import Study
+from autocomp.search.workbench import Workbench
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "study.json"
+SCORES_FILE = "scores.json"
+TIMINGS_FILE = "timings.json"
+ARTEFACTS = "artefacts"
+UNIFORM = "uniform"
+
+
+def _write_json(path: Path, data: object) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(json.dumps(data, indent=1, sort_keys=True), encoding="utf-8")
+    partial.replace(path)
+
+
+def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
+    """Return what proposals are made from."""
+    sketch = setup.sketch
+    classes = {
+        name: tuple(option_class(spec, sketch[name].kind) for spec in setup.lists[name])
+        for name in setup.weight_groups
+    }
+    return SearchContext(
+        space=setup.space,
+        problem=setup.problem(scores),
+        classes=classes,
+        roles={name: sketch[name].role for name in (*setup.weight_groups, *setup.droppable)},
+        budget_bytes=setup.budget,
+        exact_bytes=setup.spent,
+        family_of=plan_family,
+    )
+
+
+class Search:
+    """One study on one machine: the inline driver.
+
+    Args:
+        config: The study's configuration.
+        study_dir: Where the study lives.
+        storage: Storage URL; ``None`` is the journal file in ``study_dir``.
+        progress: Listener.
+
+    Raises:
+        InfeasibleError: Before any work, when the budget cannot be reached.
+        ConfigError: If the study at ``storage`` was made with other settings.
+    """
+
+    def __init__(
+        self, config: StudyConfig, study_dir: Path, storage: str | None, progress: Progress
+    ) -> None:
+        self.config = config
+        self.study_dir = study_dir
+        self.progress = progress
+        self.clock = Clock()
+        with self.clock.time("set up"):
+            self.setup = Setup.of(config)
+            self.setup.check_feasible()
+            study_dir.mkdir(parents=True, exist_ok=True)
+            self.study = Study.open(storage, study_dir, fingerprint=fingerprint(config))
+            self.study.set_lists(self.setup.lists)
+            _write_json(study_dir / CONFIG_FILE, config.model_dump(mode="json"))
+        self._bench: Workbench | None = None
+
+    @property
+    def bench(self) -> Workbench:
+        """The loaded model, made on first use."""
+        if self._bench is None:
+            with self.clock.time("load model"):
+                self._bench = Workbench(self.config)
+        return self._bench
+
+    def context(self) -> SearchContext:
+        """Score every option and return the proposals' context."""
+        with self.clock.time("calibrate, compress, score"):
+            scores = score_options(self.bench, self.setup.lists, self.progress)
+        _write_json(self.study_dir / SCORES_FILE, asdict(scores))
+        return search_context(self.setup, scores)
+
+    def run_trials(self, context: SearchContext) -> None:
+        """Measure proposals until the study holds as many as were asked for."""
+        limits = self.config.search
+        total = limits.trials
+        self.progress.start("trials", total, "trial")
+        self.progress.advance(min(total, self.study.next_logical()))
+        for record in self.study.orphans():
+            if self.study.renew_lease(record.number):
+                self._measure(record.number, record.plan, record.origin, record.logical)
+        while (index := self.study.next_logical()) < total:
+            if limits.timeout_s is not None and self.clock.elapsed > limits.timeout_s:
+                self.progress.log(f"time limit of {limits.timeout_s:.0f} s reached")
+                break
+            with self.clock.time("propose and record"):
+                proposal = propose(
+                    index, SeedTree(self.config.seed), context, self.study.records()
+                )
+                if proposal is None:
+                    self.progress.log("no new plan is left near the best ones; stopping")
+                    break
+                new = NewTrial(
+                    logical=index,
+                    params=proposal.params,
+                    distributions=self.setup.space.distributions(),
+                    plan=proposal.plan,
+                    origin=proposal.origin,
+                    family=proposal.family,
+                    weight_bytes=self.setup.costs(proposal.plan)["weight_bytes"],
+                    constraints=self.setup.violation(proposal.plan),
+                )
+                number = self.study.add(new)
+            if number is not None:
+                self._measure(number, proposal.plan, proposal.origin, index)
+        self.progress.finish()
+
+    def _measure(self, number: int, plan: Plan, origin: str, logical: int) -> None:
+        """Evaluate a running trial and tell it."""
+        violations = self.setup.violation(plan)
+        broken = [f"{name} by {value:.0f}" for name, value in violations.items() if value > 0]
+        if broken:
+            self.study.tell_infeasible(number, f"over the limit: {', '.join(broken)}")
+            self.progress.advance(note=f"#{number} infeasible")
+            return
+        rivals = [
+            record
+            for record in self.study.records()
+            if record.state == "COMPLETE"
+            and record.logical < logical
+            and record.weight_bytes <= self.setup.costs(plan)["weight_bytes"]
+        ]
+        full = origin == UNIFORM or origin.startswith("probe")
+        try:
+            outcome = evaluate_plan(self.bench, plan, None if full else _gate(rivals))
+        except AutocompError as error:
+            self.study.tell_failed(number, str(error))
+            self.progress.advance(note=f"#{number} failed: {error}")
+            return
+        for name, seconds in outcome.stages.items():
+            self.clock.add(name, seconds)
+        with self.clock.time("propose and record"):
+            result = Measured(
+                kl_nats=outcome.kl_nats,
+                window_kl=outcome.window_kl,
+                tokens=outcome.tokens,
+                seconds=outcome.seconds,
+            )
+            if outcome.complete:
+                self.study.tell_measured(number, result)
+            else:
+                reason = f"worse than a plan no larger after {outcome.tokens} tokens"
+                self.study.tell_stopped(number, result, reason)
+        size = format_bytes(self.setup.costs(plan)["weight_bytes"])
+        rung = "" if outcome.complete else f" (stopped at {outcome.tokens} tokens)"
+        self.progress.advance(
+            note=f"#{number} {origin} {plan_family(plan)} {size} KL {outcome.kl_nats:.4f}{rung}"
+        )
+
+    def finish(self, number: int) -> FinishedRecord:
+        """Finish a trial into an artefact and measure it from its file; reuse one that exists."""
+        record = self._record(number)
+        folder = self.study_dir / ARTEFACTS / f"trial-{number}"
+        if record.finished is not None and (folder / "model.safetensors").is_file():
+            return record.finished
+        begun = time.perf_counter()
+        self.progress.log(f"finishing trial {number} ({record.family}, {record.origin})")
+        with self.clock.time("finish"):
+            extra = {"trial": number, "study": str(self.study.optuna.study_name)}
+            write_artefact(self.bench, record.plan, folder, extra, self.progress)
+        with self.clock.time("measure held-out"):
+            held = measure_artefact(self.bench, folder, record.plan, self.progress)
+        data = self.config.data
+        finished = FinishedRecord(
+            number=number,
+            artefact=f"{ARTEFACTS}/trial-{number}",
+            heldout_kl_nats=held.kl_nats,
+            heldout_se=held.kl_se,
+            perplexity=held.perplexity,
+            weight_bytes=held.weight_bytes,
+            base_perplexity=held.base_perplexity,
+            corpus=data.corpus,
+            window=data.window,
+            tokens=data.heldout_tokens,
+            seconds=time.perf_counter() - begun,
+        )
+        self.study.set_finished(finished)
+        self.progress.log(
+            f"trial {number}: held-out KL {held.kl_nats:.4f} ± {held.kl_se:.4f} nats, perplexity "
+            f"{held.perplexity:.2f} (base {held.base_perplexity:.2f}), "
+            f"{format_bytes(held.weight_bytes)}"
+        )
+        return finished
+
+    def _record(self, number: int) -> TrialRecord:
+        for record in self.study.records():
+            if record.number == number:
+                return record
+        raise ConfigError(f"trial {number} does not exist in {self.study_dir}.")
+
+    def finish_finalists(self) -> None:
+        """Finish the best measured plans, and the best uniform ones in the same way.
+
+        Raises:
+            InfeasibleError: If no trial was measured within the limits.
+        """
+        feasible = sorted(
+            (record for record in self.study.records() if record.feasible),
+            key=lambda record: (record.kl_nats, record.logical),
+        )
+        if not feasible:
+            raise InfeasibleError(
+                "no plan within the limits was measured to the top rung. Raise --trials or the "
+                "budget; `autocomp front` shows what was tried."
+            )
+        count = self.config.search.finalists
+        uniform = [record for record in feasible if record.origin == UNIFORM]
+        chosen = {record.number for record in (*feasible[:count], *uniform[: min(2, count)])}
+        for number in sorted(chosen):
+            self.finish(number)
+
+    def run(self) -> SearchResult:
+        """Do all of it and return the result."""
+        self.run_trials(self.context())
+        self.finish_finalists()
+        timings = self.clock.table()
+        _write_json(self.study_dir / TIMINGS_FILE, timings)
+        return summarise(self.study, self.study_dir, timings)
+
+
+def _gate(rivals: Sequence[TrialRecord]) -> "_Gate | None":
+    """Return the gate against the best plan that is no larger."""
+    best = min(rivals, key=lambda record: (record.kl_nats, record.logical), default=None)
+    return None if best is None else _Gate(best.window_kl)
+
+
+class _Gate:
+    """Stops a candidate that is clearly worse than a rival on the windows both have read."""
+
+    def __init__(self, rival: tuple[float, ...]) -> None:
+        self.rival = rival
+
+    def __call__(self, kl: Sequence[float]) -> bool:
+        return clearly_worse(kl, self.rival)
+
+
+def run_search(
+    config: StudyConfig, *, study_dir: Path, storage: str | None, progress: Progress
+) -> SearchResult:
+    """Search under a budget, finish the finalists, and return the front.
+
+    Running it again on the same directory resumes; a larger ``search.trials`` extends.
+
+    Args:
+        config: Model, data, space, budget and effort.
+        study_dir: Where the study and its artefacts live.
+        storage: Storage URL; ``None`` is a journal file in ``study_dir``.
+        progress: Listener.
+
+    Raises:
+        InfeasibleError: If the budget cannot be reached, or no measured plan holds it.
+        ConfigError: If a name is unknown or the study was made with other settings.
+    """
+    return Search(config, study_dir, storage, progress).run()
+
+
+def load_study_config(study_dir: Path) -> StudyConfig:
+    """Return the configuration that a study directory was made with.
+
+    Raises:
+        ConfigError: If the directory is no study.
+    """
+    path = study_dir / CONFIG_FILE
+    try:
+        return StudyConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{study_dir} is not a study directory: {path.name} cannot be read ({error}). Give "
+            "the --study-dir of a search."
+        ) from error
+
+
+def finish_trial(
+    study_dir: Path, storage: str | None, number: int, progress: Progress
+) -> FinishedRecord:
+    """Finish one trial of an existing study; return what is stored when it is finished already."""
+    search = Search(load_study_config(study_dir), study_dir, storage, progress)
+    return search.finish(number)
+
+
+def compress_uniform(
+    config: StudyConfig,
+    *,
+    linear: str,
+    embedding: str | None,
+    out: Path,
+    progress: Progress,
+) -> Path:
+    """Compress every linear with one spec, without a search, and write a native folder.
+
+    Args:
+        config: Model and data; the space and the budget are not used.
+        linear: Token for the linears of the blocks.
+        embedding: Token for the embedding and an untied head; ``None`` leaves them dense.
+        out: Target folder.
+        progress: Listener.
+    """
+    inner = LayerSpec.parse(linear)
+    outer = LayerSpec.parse(embedding) if embedding else DENSE
+    bench = Workbench(config)
+    specs = {"linear": inner, "embedding": outer, "head": outer, "subblock": DENSE}
+    plan = Plan({site.name: specs[site.kind] for site in bench.sketch.sites})
+    return write_artefact(bench, plan, out, {"command": "compress"}, progress)

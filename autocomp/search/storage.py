@@ -1,0 +1,159 @@
+"""Where a study lives: a journal file that survives kills, or any storage that Optuna knows."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import (
+    JournalFileBackend,
+    JournalFileSymlinkLock,
+    JournalRedisBackend,
+)
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from autocomp.core.errors import ConfigError, StoreError
+
+JOURNAL_NAME = "journal.log"
+STALE_LOCK_SECONDS = 10
+SQLITE_WAIT_SECONDS = 60
+
+logger = logging.getLogger(__name__)
+
+
+class JournalFile(JournalFileBackend):  # type: ignore[misc, unused-ignore]
+    """Optuna's journal file, whose last line may have been cut off by a kill or a full disk.
+
+    Optuna appends behind such a line, which glues two records together and makes every later read
+    fail. Here an append first cuts the torn line off, which its writer never knew to be stored.
+    The file format is Optuna's, and plain Optuna reads it.
+
+    Args:
+        path: The file; created when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._journal = path.resolve()
+        self._guard = JournalFileSymlinkLock(str(self._journal), STALE_LOCK_SECONDS)
+        super().__init__(str(self._journal), self._guard)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records, all or none.
+
+        Raises:
+            StoreError: If the disk is full or the file cannot be written.
+        """
+        lines = (json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        data = "".join(lines).encode()
+        self._guard.acquire()
+        try:
+            self._append(data)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write the study to {self._journal}: {error}. What was stored before is "
+                "safe: free some space and run the same command again."
+            ) from error
+        finally:
+            self._guard.release()
+
+    def _append(self, data: bytes) -> None:
+        """Write behind the last complete line, and take everything back if that fails."""
+        with open(self._journal, "a+b", buffering=0) as file:
+            end = _end_of_lines(file.read()) if _is_torn(file) else file.seek(0, os.SEEK_END)
+            if end != file.seek(0, os.SEEK_END):
+                logger.warning("%s: cut off a line that was not written to its end", file.name)
+                file.truncate(end)
+            try:
+                written = file.write(data)
+                if written != len(data):
+                    raise OSError(f"only {written} of {len(data)} bytes could be written")
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+
+
+def _is_torn(file: Any) -> bool:
+    """Whether a binary file ends inside a line; leaves it at its start."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    last: bytes = file.read(1)
+    file.seek(0)
+    return size > 0 and last != b"\n"
+
+
+def _end_of_lines(content: bytes) -> int:
+    """Return the offset behind the last complete line."""
+    return content.rfind(b"\n") + 1
+
+
+def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
+    """Open or create the storage of a study.
+
+    Args:
+        storage: ``sqlite:///file``, ``postgresql://…``, ``redis://…``, the path of a journal
+            file, or ``None`` for ``journal.log`` in the study directory.
+        study_dir: Study directory.
+
+    Raises:
+        ConfigError: If the URL cannot be understood or its driver is not installed.
+        StoreError: If the storage cannot be reached, read or written.
+    """
+    try:
+        if storage is None or "://" not in storage:
+            path = study_dir / JOURNAL_NAME if storage is None else Path(storage)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFile(path))
+        if storage.startswith("redis"):
+            return JournalStorage(JournalRedisBackend(storage))
+        wait = {"timeout": SQLITE_WAIT_SECONDS} if storage.startswith("sqlite") else {}
+        return RDBStorage(storage, engine_kwargs={"connect_args": wait})
+    except (ImportError, ValueError, ArgumentError) as error:
+        raise ConfigError(
+            f"cannot open the study storage {_without_password(storage)!r}: {error}. Give a path, "
+            "sqlite:///file, postgresql://… or redis://…, and install the driver it needs."
+        ) from error
+    except (OSError, SQLAlchemyError, StorageInternalError) as error:
+        raise StoreError(
+            f"cannot open the study storage {_without_password(storage) or study_dir}: {error}. "
+            "Check that it exists and that you may write to it."
+        ) from error
+
+
+def existing_storage(source: str | Path) -> tuple[BaseStorage, Path | None]:
+    """Open the storage of an existing study for reading, creating nothing.
+
+    Args:
+        source: A study directory, a journal file or a storage URL.
+
+    Returns:
+        The storage, and the study directory where the source tells it.
+
+    Raises:
+        ConfigError: If nothing is there.
+    """
+    text = str(source)
+    if "://" in text:
+        file = Path(text.removeprefix("sqlite:///"))
+        if text.startswith("sqlite:///") and not file.is_file():
+            raise ConfigError(f"there is no study: the file {file} does not exist.")
+        return open_storage(text, Path()), None
+    path = Path(source)
+    journal = path / JOURNAL_NAME if path.is_dir() else path
+    if not journal.is_file():
+        raise ConfigError(
+            f"there is no study at {path}: {journal} does not exist. Give the directory of a "
+            "search (--study-dir), or the URL that it was stored under (--storage)."
+        )
+    return open_storage(str(journal), journal.parent), journal.parent
+
+
+def _without_password(url: str | None) -> str | None:
+    """Return a URL without its user and password, for messages."""
+    if url is None or "@" not in url:
+        return url
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -1,0 +1,198 @@
+"""What a search works with: the base model, its texts, the layer store, and one live candidate."""
+
+import copy
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from autocomp.calibrate.statistics import block_sites, input_statistics
+from autocomp.calibrate.walker import BlockWalker
+from autocomp.config import StudyConfig
+from autocomp.core.registry import load_object
+from autocomp.core.seeds import SeedTree
+from autocomp.core.sketch import Sketch
+from autocomp.core.spec import LayerSpec
+from autocomp.core.stats import Stats
+from autocomp.data import Corpus, Windows, load_corpus, windows
+from autocomp.env import cache_dir
+from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.ladder import Ladder, spread_order
+from autocomp.formats.base import CompressedWeight
+from autocomp.layers.apply import Candidate
+from autocomp.layers.store import LayerStore, StoreKey
+from autocomp.models import LoadedModel, load
+from autocomp.models.device import body_dtype, resolve_device
+from autocomp.models.weights import get_weight
+
+logger = logging.getLogger(__name__)
+
+DENSE_CACHE_BYTES = 3e9
+SAMPLE_TOKENS = 2048
+BATCH_TOKENS = 2048
+
+compress = load_object("autocomp.methods.compose:compress")
+method_version = load_object("autocomp.methods.compose:version")
+layout = load_object("autocomp.methods.compose:layout")
+
+
+class Workbench:
+    """Everything an evaluation needs, loaded once.
+
+    Args:
+        config: The study's configuration.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.dtype = body_dtype(self.device)
+        self.loaded: LoadedModel = load(config.model)
+        self.sketch: Sketch = self.loaded.sketch
+        self.seeds = SeedTree(config.seed)
+        self.model = copy.deepcopy(self.loaded.model).to(device=self.device, dtype=self.dtype)
+        self.batch_size = max(1, BATCH_TOKENS // config.data.window)
+        self.store = LayerStore(cache_dir() / "layers", max_bytes=config.store_bytes)
+        self.candidate = Candidate(self.model, self.sketch)
+        self._dense: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._dense_bytes = 0
+        self._block_stats: tuple[int, dict[str, Stats]] = (-1, {})
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The study's text, in three parts."""
+        return load_corpus(self.config.data.corpus)
+
+    def windows(self, split: str, tokens: int) -> Windows:
+        """Return fixed windows of one part of the text."""
+        length = self.config.data.window
+        return windows(
+            self.corpus, split, self.loaded.tokenizer, tokens=tokens, length=length, seed=0
+        )
+
+    @cached_property
+    def calibration(self) -> Windows:
+        """Calibration windows."""
+        return self.windows("calibration", self.config.data.calibration_tokens)
+
+    @cached_property
+    def stats_digest(self) -> str:
+        """Identifies what dense statistics are computed from."""
+        parts = (
+            self.loaded.digest,
+            self.calibration.digest,
+            str(self.dtype),
+            self.device.type,
+            str(self.batch_size),
+        )
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
+
+    @cached_property
+    def search_windows(self) -> Tensor:
+        """Search windows, ordered so that every prefix is spread over the text."""
+        found = self.windows("search", self.config.data.rungs[-1])
+        return found.input_ids[spread_order(len(found.input_ids))]
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """The fidelity ladder over the search windows."""
+        return Ladder.from_tokens(
+            self.config.data.rungs, self.config.data.window, len(self.search_windows)
+        )
+
+    def meter(self, token_ids: Tensor) -> DivergenceMeter:
+        """Return a meter against the dense base on some windows."""
+        self.candidate.restore()
+        return DivergenceMeter(BaseReference(self.model, token_ids, self.batch_size))
+
+    @cached_property
+    def search_meter(self) -> DivergenceMeter:
+        """The meter of the search text."""
+        return self.meter(self.search_windows)
+
+    @cached_property
+    def heldout_meter(self) -> DivergenceMeter:
+        """The meter of the held-out text."""
+        return self.meter(self.windows("heldout", self.config.data.heldout_tokens).input_ids)
+
+    def walker(self) -> BlockWalker:
+        """Return a walker over the calibration windows on the live model."""
+        return BlockWalker(self.model, self.calibration.input_ids, self.batch_size)
+
+    def weight(self, site: str) -> Tensor:
+        """Return the original weight of a site, (out, in) fp32 on the compute device."""
+        return get_weight(self.loaded.model, site).to(device=self.device, dtype=torch.float32)
+
+    def key(self, site: str, spec: LayerSpec) -> StoreKey:
+        """Return the store key of a compressed weight made from dense statistics."""
+        shape = self.sketch[site].shape
+        found = layout(spec, shape, self.sketch.dtype)
+        return StoreKey(
+            model_digest=self.loaded.digest,
+            variant="base",
+            site=site,
+            token=spec.token(),
+            stats_digest=self.stats_digest,
+            method_version=method_version(spec),
+            format_version=f"{found.name}@{found.version}",
+        )
+
+    def compressed(
+        self, site: str, spec: LayerSpec, stats: Stats | None = None
+    ) -> CompressedWeight:
+        """Return a site's compressed weight from the store, compressing on a miss.
+
+        Args:
+            site: Site name.
+            spec: What to do.
+            stats: Dense statistics when the caller has them; recomputed on a miss otherwise.
+        """
+        key = self.key(site, spec)
+        found = self.store.get(key)
+        if found is None:
+            if stats is None and self.sketch[site].kind == "linear":
+                stats = self.dense_statistics(site)
+            found = compress(self.weight(site), spec, stats, self.sketch.dtype)
+            self.store.put(key, found)
+        return found
+
+    def dense_statistics(self, site: str) -> Stats:
+        """Recompute the dense input statistics of a site's block (a rebuilt store entry)."""
+        block = self.sketch[site].block
+        if self._block_stats[0] != block:
+            logger.info("recomputing calibration statistics of block %d for %s", block, site)
+            state = self.candidate.plan
+            self.candidate.restore()
+            walker = self.walker()
+            for index, batches in walker.walk():
+                if index == block:
+                    sites = block_sites(self.sketch, block)
+                    found = input_statistics(walker, batches, sites, digest=self.stats_digest)
+                    self._block_stats = (block, found)
+                    break
+            if state is not None:
+                self.candidate.apply(state, self.dense)
+        return self._block_stats[1][site]
+
+    def dense(self, site: str, spec: LayerSpec) -> Tensor:
+        """Return the decoded weight of a site in the compute dtype, (out, in), cached."""
+        key = (site, spec.token())
+        if key in self._dense:
+            self._dense.move_to_end(key)
+            return self._dense[key]
+        tensor = self.compressed(site, spec).to_dense().to(device=self.device, dtype=self.dtype)
+        self._dense[key] = tensor
+        self._dense_bytes += tensor.nbytes
+        while self._dense_bytes > DENSE_CACHE_BYTES:
+            _, dropped = self._dense.popitem(last=False)
+            self._dense_bytes -= dropped.nbytes
+        return tensor
+
+    def head_token(self, layers: Mapping[str, LayerSpec]) -> str:
+        """Return the spec token of the head's weight in a plan."""
+        names = [site.name for site in self.sketch.sites if site.kind in ("head", "embedding")]
+        return layers[names[-1]].token() if names[-1] in layers else "dense"

@@ -1,0 +1,232 @@
+"""The contract that every registered format fulfils, as functions to call from any test runner.
+
+``examples`` makes weights of a format from a seed, each with the dense weight that it must decode
+to, worked out without the format's own code; the ``check_…`` functions raise ``AssertionError`` on
+a breach.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from autocomp.core.errors import StoreError, UnsupportedError
+from autocomp.core.registry import FORMATS
+from autocomp.formats.base import CompressedWeight, format_from_json, tensor_info
+from autocomp.formats.bitmask import Bitmask
+from autocomp.formats.bypass import Bypass
+from autocomp.formats.dense import Dense
+from autocomp.formats.factors import Factors
+from autocomp.formats.io import file_nbytes, load, save
+from autocomp.formats.nm import NM
+from autocomp.formats.uniform import Grid, Uniform
+
+GRIDS = (
+    Grid(2, 8),
+    Grid(3, 24),
+    Grid(4, None),
+    Grid(5, 8, symmetric=True),
+    Grid(6, None, symmetric=True),
+    Grid(8, 12),
+)
+SHAPES = ((7, 24), (1, 24), (16, 48))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A compressed weight and what it must decode to, (out, in) fp32."""
+
+    weight: CompressedWeight
+    dense: Tensor
+
+
+def examples(name: str, seed: int = 0) -> list[Example]:
+    """Return examples of a registered format.
+
+    Raises:
+        UnsupportedError: If the format has no examples here; add a function to ``_MAKERS``.
+    """
+    if name not in _MAKERS:
+        raise UnsupportedError(f"format {name!r} has no contract examples; add them to _MAKERS.")
+    generator = Generator().manual_seed(seed)
+    return list(_MAKERS[name](generator))
+
+
+def check_layout(example: Example) -> None:
+    """Tensors are those of the layout, and their bytes those that it predicts."""
+    weight = example.weight
+    weight.check()
+    found = {name: tensor_info(tensor) for name, tensor in weight.tensors.items()}
+    assert found == weight.layout.tensors()
+    assert list(found) == list(weight.layout.tensors()), "the order of the tensors differs"
+    assert weight.nbytes == weight.layout.nbytes
+    assert type(weight.layout) is FORMATS[weight.layout.name]
+
+
+def check_decoding(example: Example) -> None:
+    """Decoding gives the expected values in fp32, to the bit, and changes no stored tensor."""
+    before = {name: tensor.clone() for name, tensor in example.weight.tensors.items()}
+    dense = example.weight.to_dense()
+    assert dense.dtype == torch.float32
+    assert dense.shape == example.weight.layout.shape
+    assert torch.equal(dense, example.dense)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, example.weight.tensors[name]), f"{name} was modified"
+
+
+def check_description(example: Example) -> None:
+    """The layout survives JSON, and one of another version is refused."""
+    data = json.loads(json.dumps(example.weight.layout.to_json()))
+    assert format_from_json(data) == example.weight.layout
+    for damaged in ({**data, "version": -1}, {**data, "unknown": 1}):
+        _assert_refused(format_from_json, damaged)
+
+
+def check_file(example: Example, folder: Path) -> None:
+    """The safetensors file has the predicted size and gives the same bits back."""
+    path = folder / "weight.safetensors"
+    metadata = example.weight.layout.to_json()
+    save(path, example.weight.tensors, metadata)
+    assert path.stat().st_size == file_nbytes(example.weight.layout.tensors(), metadata)
+    tensors, found = load(path)
+    restored = CompressedWeight(format_from_json(found), tensors)
+    restored.check()
+    assert torch.equal(restored.to_dense(), example.dense)
+
+
+def check_damage(example: Example) -> None:
+    """A missing, extra, reshaped or retyped tensor is noticed."""
+    layout, tensors = example.weight.layout, example.weight.tensors
+    damages = [{**tensors, "unknown": torch.zeros(1)}]
+    for name, tensor in tensors.items():
+        damages.append({other: tensors[other] for other in tensors if other != name})
+        damages.append({**tensors, name: tensor[None]})
+        damages.append({**tensors, name: tensor.to(torch.float64)})
+    for damaged in damages:
+        _assert_refused(CompressedWeight(layout, damaged).check)
+
+
+def check_fake_quant(example: Example) -> None:
+    """Projecting keeps what is stored, gives what can be stored, and lets gradients through."""
+    layout, tensors = example.weight.layout, example.weight.tensors
+    stored = layout.fake_quant(example.dense, tensors)
+    scale = float(example.dense.abs().max())
+    assert torch.allclose(stored, example.dense, rtol=0, atol=1e-5 * scale)
+    trained = torch.randn(layout.shape, generator=Generator().manual_seed(1)).mul_(scale)
+    trained.requires_grad_(True)
+    projected = layout.fake_quant(trained, tensors)
+    again = layout.fake_quant(projected.detach(), tensors)
+    assert torch.allclose(again, projected, rtol=0, atol=1e-4 * scale), "not idempotent"
+    if layout.nbytes:
+        (gradient,) = torch.autograd.grad(projected.sum(), trained)
+        assert bool(((gradient == 0) | (gradient == 1)).all())
+        assert bool((gradient == 1)[projected != 0].all()), "a stored weight gets no gradient"
+
+
+def _assert_refused(call: Callable[..., object], *arguments: object) -> None:
+    """Assert that a call raises ``StoreError``."""
+    try:
+        call(*arguments)
+    except StoreError:
+        return
+    raise AssertionError(f"{call} accepted damaged data")
+
+
+def _normal(shape: tuple[int, int], generator: Generator) -> Tensor:
+    """Return a random weight with values that fp16 and bf16 hold exactly."""
+    return torch.randint(-128, 128, shape, generator=generator).to(torch.float32) / 64
+
+
+def _on_grid(
+    grid: Grid, shape: tuple[int, int], generator: Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return random codes, scale, zero, and the dense weight that they mean."""
+    groups = grid.groups(shape[1])
+    codes = torch.randint(0, grid.levels, shape, generator=generator)
+    zero = torch.randint(0, grid.levels, (shape[0], groups), generator=generator)
+    if grid.symmetric:
+        zero.fill_(grid.middle)
+    scale = (torch.rand((shape[0], groups), generator=generator) + 0.01).to(torch.float16)
+    width = shape[1] // groups
+    dense = codes - zero.repeat_interleave(width, dim=1)
+    return codes, scale, zero, dense * scale.to(torch.float32).repeat_interleave(width, dim=1)
+
+
+def _dense(generator: Generator) -> Iterator[Example]:
+    for shape in SHAPES:
+        for dtype in ("float16", "bfloat16", "float32"):
+            weight = _normal(shape, generator)
+            yield Example(Dense(shape, dtype).pack(weight), weight)
+
+
+def _uniform(generator: Generator) -> Iterator[Example]:
+    for shape in SHAPES:
+        for grid in GRIDS:
+            codes, scale, zero, dense = _on_grid(grid, shape, generator)
+            layout = Uniform(shape, grid.bits, grid.group_size, grid.symmetric)
+            yield Example(layout.pack(codes, scale, None if grid.symmetric else zero), dense)
+
+
+def _masked(
+    layout: Bitmask | NM, mask: Tensor, shape: tuple[int, int], generator: Generator
+) -> Example:
+    if layout.grid is None:
+        dense = _normal(shape, generator)
+        packed = layout.pack(mask, dense)
+    else:
+        codes, scale, zero, dense = _on_grid(layout.grid, shape, generator)
+        packed = layout.pack(mask, codes, scale, None if layout.grid.symmetric else zero)
+    return Example(packed, torch.where(mask, dense, 0.0))
+
+
+def _bitmask(generator: Generator) -> Iterator[Example]:
+    for shape in SHAPES:
+        mask = torch.rand(shape, generator=generator) < 0.4
+        for grid in (None, *GRIDS):
+            layout = Bitmask(shape, int(mask.sum()), "float16", grid)
+            yield _masked(layout, mask, shape, generator)
+
+
+def _nm(generator: Generator) -> Iterator[Example]:
+    for shape in SHAPES:
+        for keep, m in ((2, 4), (1, 2), (3, 8), (1, 3)):
+            order = torch.rand((shape[0], shape[1] // m, m), generator=generator).argsort(dim=2)
+            mask = (order < keep).view(shape)
+            for grid in (None, *GRIDS):
+                yield _masked(NM(shape, keep, m, "float16", grid), mask, shape, generator)
+
+
+def _factors(generator: Generator) -> Iterator[Example]:
+    shape, rank = (16, 48), 8
+    outer, inner = (shape[0], rank), (rank, shape[1])
+    for grid in (None, Grid(4, 8), Grid(3, None, symmetric=True)):
+        factors = []
+        for side in (outer, inner):
+            if grid is None:
+                weight = _normal(side, generator)
+                factors.append(Example(Dense(side, "float16").pack(weight), weight))
+            else:
+                codes, scale, zero, weight = _on_grid(grid, side, generator)
+                layout = Uniform(side, grid.bits, grid.group_size, grid.symmetric)
+                factors.append(Example(layout.pack(codes, scale, zero), weight))
+        left, right = factors
+        product = Factors(shape, rank, left.weight.layout, right.weight.layout)
+        yield Example(product.pack(left.weight, right.weight), left.dense @ right.dense)
+
+
+def _bypass(generator: Generator) -> Iterator[Example]:
+    for shape in SHAPES:
+        yield Example(Bypass(shape).pack(), torch.zeros(shape))
+
+
+_MAKERS: dict[str, Callable[[Generator], Iterator[Example]]] = {
+    "dense": _dense,
+    "uniform": _uniform,
+    "bitmask": _bitmask,
+    "nm": _nm,
+    "factors": _factors,
+    "bypass": _bypass,
+}

@@ -1,0 +1,252 @@
+"""The column solver behind GPTQ and SparseGPT: rounding and pruning with error feedback.
+
+Columns are visited one after another. The error that rounding or pruning leaves in a column is
+moved into the columns not yet visited, in the proportion that costs the layer's output least:
+with ``H⁻¹ = Uᵀ U`` (U upper triangular), ``e_j = w_j − q_j`` and ``w_k ← w_k − e_j U_jk / U_jj``
+for every ``k > j``.
+
+Reference:
+    Frantar et al. 2022, GPTQ, https://arxiv.org/abs/2210.17323
+    Frantar and Alistarh 2023, SparseGPT, https://arxiv.org/abs/2301.00774
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from autocomp.core.errors import PlanError
+from autocomp.core.spec import MaskSpec
+from autocomp.core.stats import Stats
+from autocomp.methods._hessian import cholesky, require
+from autocomp.methods._masks import drop_smallest, removed
+from autocomp.methods._uniform import AffineGrid
+
+DAMPING = 0.01
+STRIP = 128
+CHUNK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFactor:
+    """The factor of ``H⁻¹`` in the order in which columns are visited.
+
+    Args:
+        order: (in,) int64, the column visited at each step.
+        dead: (in,) bool, inputs that are always zero, in visiting order.
+        lower: (in, in), ``(U_jk / U_jj)ᵀ``, unit lower triangular: row k says what column k
+            receives.
+        pivots: (in,), ``U_jj``.
+    """
+
+    order: Tensor
+    dead: Tensor
+    lower: Tensor
+    pivots: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, act_order: bool, dtype: torch.dtype = torch.float32) -> Self:
+        """Return the factor of a matrix of second moments, computed in fp64.
+
+        ``0.01 · mean(diag H)`` is added to the diagonal, in which dead inputs count as 1. With J
+        the reversal of the order and ``J H J = L Lᵀ``, ``U = J L⁻¹ J``.
+
+        Args:
+            hessian: (in, in), ``H = E[x xᵀ]``.
+            act_order: Visit columns by decreasing ``diag H`` instead of left to right.
+            dtype: Dtype of ``lower`` and ``pivots``.
+
+        Raises:
+            NumericalError: If H is not finite or cannot be made positive definite.
+        """
+        matrix = hessian.double()
+        diagonal = matrix.diagonal()
+        dead = diagonal == 0
+        order = torch.arange(len(diagonal), device=matrix.device)
+        if act_order:
+            order = torch.sort(diagonal, descending=True, stable=True).indices
+        backwards = order.flip(0)
+        matrix = matrix[backwards][:, backwards]
+        matrix.diagonal()[dead[backwards]] = 1.0
+        factor = cholesky(matrix, DAMPING)
+        pivots = 1.0 / factor.diagonal()
+        unit = torch.linalg.solve_triangular(
+            factor * pivots, torch.eye(len(order)).to(factor), upper=False, unitriangular=True
+        )
+        lower = unit.flip(0, 1).T.to(dtype).contiguous()
+        return cls(order, dead[order], lower, pivots.flip(0).to(dtype))
+
+    @classmethod
+    def shared(cls, stats: Stats | None, act_order: bool, method: str, inputs: int) -> Self:
+        """Return the factor of a site, computed once for all its specs and the sites beside it.
+
+        Raises:
+            PlanError: If there is no Hessian of ``inputs`` inputs.
+        """
+        hessian = require(stats, "hessian", method, inputs)
+        assert stats is not None
+        key = f"column_factor/{'act_order' if act_order else 'natural_order'}"
+        if key not in stats.derived:
+            stats.derived[key] = cls.of(hessian, act_order)
+        factor: Self = stats.derived[key]
+        return factor
+
+
+class Solved(NamedTuple):
+    """What the solver returns.
+
+    Args:
+        weight: (out, in), rounded and pruned.
+        codes: (out, in) uint8, or ``None`` without a grid.
+        keep: (out, in) bool, or ``None`` without a mask.
+        loss: ``½ tr(D H Dᵀ)``, the damped H and the change D of the weight (dead columns aside).
+    """
+
+    weight: Tensor
+    codes: Tensor | None
+    keep: Tensor | None
+    loss: float
+
+
+def check_strip(prune: MaskSpec, strip: int = STRIP) -> None:
+    """Check that no pattern straddles two strips.
+
+    Raises:
+        PlanError: If ``m`` does not divide the strip.
+    """
+    if prune.m is not None and strip % prune.m:
+        raise PlanError(
+            f"{prune.token()}: the column solver works on strips of {strip} columns; choose a "
+            f"pattern length that divides {strip}."
+        )
+
+
+@torch.no_grad()
+def solve_columns(
+    weight: Tensor,
+    factor: ColumnFactor,
+    *,
+    keep: Tensor | None = None,
+    prune: MaskSpec | None = None,
+    grid: AffineGrid | None = None,
+    strip: int = STRIP,
+) -> Solved:
+    """Round and/or prune a weight column by column, moving each column's error into later ones.
+
+    Errors are gathered, not scattered, on three levels: a strip of columns first receives the
+    errors of all strips before it in one matrix product, a chunk of it those of the strip, a
+    column those of the chunk.
+
+    Args:
+        weight: (out, in), not modified; the result is computed in its dtype.
+        factor: Factor of the inverse second moments, and the visiting order.
+        keep: (out, in) bool, a fixed mask.
+        prune: A mask chosen on the way by the score ``w²/U_jj²`` of the weights compensated so
+            far: with an exact count a strip over all rows, or N:M (which asks for the natural
+            order).
+        grid: Static grids, all taken of the original weight; ``None`` leaves values unrounded.
+        strip: Columns a strip; a multiple of ``prune.m``.
+
+    Raises:
+        PlanError: If a pattern would straddle two strips.
+    """
+    columns = weight.shape[1]
+    work = _Work(weight, factor, keep, prune, grid)
+    value, error, lower = work.value, work.error, factor.lower
+    chunk = CHUNK
+    if prune is not None and prune.m is not None:
+        check_strip(prune, strip)
+        chunk = prune.m
+    for start in range(0, columns, strip):
+        stop = min(start + strip, columns)
+        if start:
+            value[start:stop].addmm_(lower[start:stop, :start], error[:start], alpha=-1)
+        if prune is not None and prune.sparsity is not None:
+            work.prune(start, stop, removed(value[start:stop].numel(), prune.sparsity))
+        for low in range(start, stop, chunk):
+            high = min(low + chunk, stop)
+            if low > start:
+                value[low:high].addmm_(lower[low:high, start:low], error[start:low], alpha=-1)
+            if prune is not None and prune.keep is not None:
+                work.prune(low, high, chunk - prune.keep, by_row=True)
+            for column in range(low, high):
+                if column > low:
+                    work.values[column].addmv_(
+                        error[low:column].T, lower[column, low:column], alpha=-1
+                    )
+                work.settle(column)
+    return work.solved()
+
+
+class _Work:
+    """Buffers of one run, (in, out) in visiting order: a column of the weight is contiguous."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        factor: ColumnFactor,
+        keep: Tensor | None,
+        prune: MaskSpec | None,
+        grid: AffineGrid | None,
+    ) -> None:
+        self.factor = factor
+        self.grid = grid
+        self.value = weight.T.index_select(0, factor.order).contiguous()
+        self.value[factor.dead] = 0
+        self.error = torch.empty_like(self.value)
+        self.kept: Tensor | None = None
+        if keep is not None:
+            self.kept = keep.T.index_select(0, factor.order).to(weight.dtype).contiguous()
+        elif prune is not None:
+            self.kept = torch.ones_like(self.value)
+        self.values, self.errors = self.value.unbind(), self.error.unbind()
+        self.masks = None if self.kept is None else self.kept.unbind()
+        if grid is not None:
+            self.rounded = torch.empty_like(self.value)
+            self.steps = self.rounded.unbind()
+            scale, zero = grid.scale.T.to(weight.dtype), grid.zero.T.to(weight.dtype)
+            self.group = factor.order // (weight.shape[1] // len(scale))
+            self.zero = zero.contiguous()
+            self.scale = scale.contiguous()
+            group = self.group.tolist()
+            sides = self.scale, -self.zero, grid.levels - self.zero
+            self.grids = [[side.unbind()[index] for side in sides] for index in group]
+
+    def prune(self, low: int, high: int, count: int, by_row: bool = False) -> None:
+        """Drop the ``count`` smallest scores of some columns, over all rows or of each row."""
+        assert self.kept is not None
+        score = self.value[low:high].square().div_(self.factor.pivots[low:high, None].square())
+        keep = drop_smallest(score.T.contiguous() if by_row else score.view(1, -1), count)
+        self.kept[low:high] = keep.T if by_row else keep.view_as(score)
+
+    def settle(self, column: int) -> None:
+        """Round and prune one column; what is lost becomes its error."""
+        value, error = self.values[column], self.errors[column]
+        if self.grid is None:
+            torch.addcmul(value, value, self.masks[column], value=-1, out=error)
+            return
+        scale, low, high = self.grids[column]
+        step = torch.div(value, scale, out=self.steps[column])
+        step.round_().clamp_(low, high)
+        if self.masks is not None:
+            step.mul_(self.masks[column])
+        torch.addcmul(value, step, scale, value=-1, out=error)
+
+    def solved(self) -> Solved:
+        """Return the result in the layout of the weight."""
+        pivots = self.factor.pivots[:, None]
+        loss = 0.5 * float((self.error / pivots).square().sum())
+        if self.grid is None:
+            weight, codes = self.value * self.kept, None
+        else:
+            weight = self.rounded * self.scale[self.group]
+            codes = self._restore(self.rounded + self.zero[self.group]).to(torch.uint8)
+        keep = None if self.kept is None else self._restore(self.kept).to(torch.bool)
+        return Solved(self._restore(weight), codes, keep, loss)
+
+    def _restore(self, columns: Tensor) -> Tensor:
+        """Return (in, out) in visiting order as (out, in) in the original order."""
+        restored = torch.empty_like(columns)
+        restored[self.factor.order] = columns
+        return restored.T.contiguous()

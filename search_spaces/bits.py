@@ -1,0 +1,29 @@
+"""Bit-widths only."""
+
+from autocomp.search_spaces._space import Space
+
+BITS = Space(
+    name="bits",
+    summary="a bit-width and a group size a layer",
+    linear=(
+        "gptq-w2g64",
+        "gptq-w2g32",
+        "gptq-w3g64",
+        "gptq-w3g32",
+        "gptq-w4g64",
+        "gptq-w4g32",
+        "gptq-w5g64",
+        "gptq-w6g64",
+        "gptq-w8g64",
+        "dense",
+    ),
+    embedding=(
+        "rtn-w3g64-mse",
+        "rtn-w4g64-mse",
+        "rtn-w5g64",
+        "rtn-w6g64",
+        "rtn-w8g64",
+        "dense",
+    ),
+    bypass=False,
+)

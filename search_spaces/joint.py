@@ -1,0 +1,34 @@
+"""Bits, sparsity, rank and dropped sub-blocks together: the default space."""
+
+from autocomp.search_spaces._space import Space
+
+JOINT = Space(
+    name="joint",
+    summary="bits, sparsity, rank and dropped sub-blocks together",
+    linear=(
+        "gptq-w2g64",
+        "gptq-w3g64",
+        "gptq-w3g32",
+        "gptq-w4g64",
+        "gptq-w4g32",
+        "gptq-w5g64",
+        "gptq-w6g64",
+        "gptq-w8g64",
+        "sparsegpt-2:4+gptq-w4g64",
+        "sparsegpt-s50+gptq-w4g64",
+        "sparsegpt-s50+gptq-w6g64",
+        "wanda-2:4+rtn-w8g64",
+        "wsvd-p40+rtn-w8g64",
+        "wsvd-p60+rtn-w6g64",
+        "dense",
+    ),
+    embedding=(
+        "rtn-w3g64-mse",
+        "rtn-w4g64-mse",
+        "rtn-w5g64",
+        "rtn-w6g64",
+        "rtn-w8g64",
+        "dense",
+    ),
+    bypass=True,
+)

@@ -1,0 +1,21 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import autocomp.kernels
+from autocomp.core.registry import KERNELS
+
+
+def test_every_entry_loads():
+    assert {"pack_bits", "unpack_bits"} <= set(KERNELS)
+    for name, kernel in KERNELS.items():
+        assert callable(kernel)
+        assert kernel.__name__ == name
+
+
+def test_refuses_another_name():
+    path = Path(autocomp.kernels.__file__)
+    spec = importlib.util.spec_from_file_location("kernels", path)
+    with pytest.raises(ImportError, match=r"autocomp\.kernels"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

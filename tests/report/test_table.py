@@ -1,0 +1,64 @@
+"""Tables as text."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from autocomp.report.table import (
+    describe,
+    megabytes,
+    number,
+    render_families,
+    render_table,
+    render_timings,
+)
+
+
+def text_of(part) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(part)
+    return console.file.getvalue()
+
+
+def test_front_table_has_searched_and_finished_columns(info):
+    text = text_of(render_table(info))
+    assert "searched" in text
+    assert "held-out" in text
+    row = next(line for line in text.splitlines() if "knapsack" in line)
+    assert "0.3000" in row
+    assert "0.3300 ±0.0100" in row
+    assert "best" in row
+    assert "dominated" not in row
+    uniform = next(line for line in text.splitlines() if "│ uniform" in line)
+    assert "best uniform" in uniform
+    assert "corpus pydoc" in text
+    assert "window 512" in text
+
+
+def test_an_empty_front_is_a_table_without_rows(empty):
+    assert "trial" in text_of(render_table(empty))
+
+
+def test_families_and_timings(info):
+    assert "2.00" in text_of(render_families(info))
+    timing = text_of(render_timings(info.timings))
+    assert "12.5" in timing
+    assert "25.0%" in timing
+    assert "│       3 │" in timing
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "–"), (80_000_000, "80.00"), (79_980_000, "79.98")]
+)
+def test_megabytes(value, shown):
+    assert megabytes(value) == shown
+
+
+def test_number():
+    assert number(0.123456) == "0.1235"
+    assert number(None) == "–"
+
+
+def test_describe_leaves_out_what_is_not_set(info):
+    assert describe(info.settings) == "model tiny · corpus pydoc · window 512 · budget 80.00 MB"

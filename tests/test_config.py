@@ -1,0 +1,188 @@
+"""The configuration: units, precedence, strictness, presets."""
+
+import json
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from autocomp.config import (
+    StudyConfig,
+    fingerprint,
+    load_config,
+    parse_bytes,
+    parse_duration,
+    presets,
+)
+from autocomp.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("80MB", 80_000_000),
+        ("80MiB", 80 * 2**20),
+        ("80 mb", 80_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("2kB", 2_000),
+        ("1GiB", 2**30),
+        (1234, 1234),
+        (2e10, 20_000_000_000),
+        ("7B", 7),
+    ],
+)
+def test_parse_bytes(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["80M", "MB", "", "-5MB", "eighty", True, "80MBB"])
+def test_parse_bytes_refuses(text):
+    with pytest.raises(ConfigError, match="80MiB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), (12.5, 12.5), ("45", 45)]
+)
+def test_parse_duration(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "30x", "-5s"])
+def test_parse_duration_refuses(text):
+    with pytest.raises(ConfigError, match="30m"):
+        parse_duration(text)
+
+
+def test_defaults_need_only_a_model():
+    config = load_config(None, {"model": "smollm2-135m"})
+    assert config.data.rungs == (1024, 4096, 16384)
+    assert config.space.name == "joint"
+    assert config.budget.max_bytes is None
+    with pytest.raises(ConfigError, match="no model given"):
+        load_config()
+
+
+def test_precedence_set_over_override_over_file_over_default(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("model: a\nseed: 1\nsearch: {trials: 7, finalists: 2}\ndevice: cpu\n")
+    config = load_config(
+        path, {"search.trials": 8, "seed": 2, "device": None}, ["seed=3", "budget.max_bytes=1MB"]
+    )
+    assert (config.seed, config.search.trials, config.search.finalists) == (3, 8, 2)
+    assert config.device == "cpu"
+    assert config.budget.max_bytes == 1_000_000
+
+
+def test_config_is_frozen_and_hashable():
+    config = load_config(None, {"model": "a"})
+    with pytest.raises(ValidationError):
+        config.seed = 5
+    assert hash(config) == hash(load_config(None, {"model": "a"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("search.trails", "trials"),
+        ("budget.max_byte", "max_bytes"),
+        ("max_bytes", "budget.max_bytes"),
+        ("sede", "seed"),
+        ("data.windows", "window"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, hint):
+    with pytest.raises(ConfigError, match=f"unknown setting .*Did you mean.*{hint}"):
+        load_config(None, {"model": "a", key: 1})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("search.trials=0", "search.trials"),
+        ("data.rungs=[4096, 1024]", "must increase"),
+        ("data.rungs=[1000]", "multiples of the window"),
+        ("data.calibration_tokens=100", "multiples of the window"),
+        ("budget.max_bytes=80M", "cannot read '80M' as a size"),
+        ("space.name=jiont", "Did you mean 'joint'"),
+        ("target=onnx", "target"),
+        ("device=tpu", "device"),
+        ("seed=-1", "seed"),
+        ("space.linear=[]", "space.linear"),
+        ("seed", "expected key=value"),
+        ("seed=[1", "not YAML"),
+        ("model.name=x", "holds a value"),
+    ],
+)
+def test_bad_values_say_where(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, {"model": "a"}, [assignment])
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'demo'"):
+        load_config("demmo")
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_config(path)
+    path.write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+def test_every_preset_loads():
+    assert {"demo", "default"} <= set(presets())
+    for name in presets():
+        assert load_config(name).model
+
+
+def test_default_preset_states_the_defaults():
+    written = load_config("default").model_dump(exclude={"budget"})
+    assert written == StudyConfig(model="smollm2-135m").model_dump(exclude={"budget"})
+
+
+def test_demo_preset_is_small():
+    demo = load_config("demo")
+    assert demo.search.finalists == 1
+    assert demo.search.trials <= 25
+    assert demo.budget.max_bytes == 150_000_000
+    assert any("sparsegpt" in token for token in demo.space.linear)
+    assert any("svd" in token for token in demo.space.linear)
+
+
+def test_dump_round_trips_through_json_and_yaml():
+    config = load_config("demo")
+    assert StudyConfig.model_validate_json(config.model_dump_json()) == config
+    text = yaml.safe_dump(config.model_dump(mode="json"))
+    assert StudyConfig.model_validate(yaml.safe_load(text)) == config
+
+
+def test_fingerprint_ignores_effort_and_place():
+    config = load_config("demo")
+    longer = load_config(
+        "demo",
+        {"search.trials": 99, "search.finalists": 3, "device": "cpu", "study_dir": "elsewhere"},
+        ["store_bytes=1GB", "search.timeout_s=30m"],
+    )
+    assert fingerprint(config) == fingerprint(longer)
+    assert json.loads(json.dumps(fingerprint(config))) == fingerprint(config)
+
+
+@pytest.mark.parametrize(
+    "key", ["model", "seed", "data.corpus", "data.window", "budget.max_bytes", "space.bypass"]
+)
+def test_fingerprint_holds_what_changes_values(key):
+    values = {"model": "b", "seed": 9, "data.corpus": "c4", "data.window": 256}
+    values |= {"budget.max_bytes": "77MB", "space.bypass": False}
+    before, after = (
+        fingerprint(load_config("demo")),
+        fingerprint(load_config("demo", {key: values[key]})),
+    )
+    assert {name for name in before if before[name] != after[name]} == {key}
+
+
+def test_schema_describes_every_section():
+    schema = StudyConfig.model_json_schema()
+    assert set(schema["properties"]) == set(StudyConfig.model_fields)
+    assert schema["additionalProperties"] is False
