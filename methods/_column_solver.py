@@ -198,20 +198,19 @@ class _Work:
         self.kept: Tensor | None = None
         if keep is not None:
             self.kept = keep.T.index_select(0, factor.order).to(weight.dtype).contiguous()
-        elif prune is not None:
+        elif prune is not None or grid is None:
             self.kept = torch.ones_like(self.value)
         self.values, self.errors = self.value.unbind(), self.error.unbind()
-        self.masks = None if self.kept is None else self.kept.unbind()
+        self.masks = () if self.kept is None else self.kept.unbind()
         if grid is not None:
             self.rounded = torch.empty_like(self.value)
             self.steps = self.rounded.unbind()
-            scale, zero = grid.scale.T.to(weight.dtype), grid.zero.T.to(weight.dtype)
-            self.group = factor.order // (weight.shape[1] // len(scale))
-            self.zero = zero.contiguous()
-            self.scale = scale.contiguous()
-            group = self.group.tolist()
-            sides = self.scale, -self.zero, grid.levels - self.zero
-            self.grids = [[side.unbind()[index] for side in sides] for index in group]
+            self.scale = grid.scale.T.to(weight.dtype).contiguous()
+            self.zero = grid.zero.T.to(weight.dtype).contiguous()
+            self.group = factor.order // (weight.shape[1] // len(self.scale))
+            sides = (self.scale, -self.zero, grid.levels - self.zero)
+            grids = list(zip(*(side.unbind() for side in sides), strict=True))
+            self.grids = [grids[index] for index in self.group.tolist()]
 
     def prune(self, low: int, high: int, count: int, by_row: bool = False) -> None:
         """Drop the ``count`` smallest scores of some columns, over all rows or of each row."""
@@ -229,7 +228,7 @@ class _Work:
         scale, low, high = self.grids[column]
         step = torch.div(value, scale, out=self.steps[column])
         step.round_().clamp_(low, high)
-        if self.masks is not None:
+        if self.masks:
             step.mul_(self.masks[column])
         torch.addcmul(value, step, scale, value=-1, out=error)
 
@@ -238,7 +237,7 @@ class _Work:
         pivots = self.factor.pivots[:, None]
         loss = 0.5 * float((self.error / pivots).square().sum())
         if self.grid is None:
-            weight, codes = self.value * self.kept, None
+            weight, codes = self.value - self.error, None
         else:
             weight = self.rounded * self.scale[self.group]
             codes = self._restore(self.rounded + self.zero[self.group]).to(torch.uint8)

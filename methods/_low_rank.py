@@ -41,7 +41,7 @@ def output_basis(weight: Tensor, stats: Stats | None, whitened: bool) -> Tensor:
     if stats is None:
         return _basis(weight.double(), None)
     kind = "whitened" if whitened else "plain"
-    content = weight.detach().cpu().contiguous().numpy()
+    content = weight.detach().cpu().contiguous().numpy().data
     key = f"output_basis/{kind}/{hashlib.blake2b(content, digest_size=16).hexdigest()}"
     if key not in stats.derived:
         hessian = stats.hessian.double() if whitened and stats.hessian is not None else None
@@ -103,4 +103,5 @@ class FactorMethod(ABC):
         """Return the two factors in ``dtype``; ``weight`` is (out, in), fp32."""
         layout = self.layout(spec, (weight.shape[0], weight.shape[1]), dtype)
         left, right = self.factors(weight, spec, stats)
-        return layout.pack(Dense.pack(layout.left, left), Dense.pack(layout.right, right))
+        packed = (Dense((len(part), part.shape[1]), dtype).pack(part) for part in (left, right))
+        return layout.pack(*packed)

@@ -20,7 +20,7 @@ from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.uniform import Grid
 from autocomp.methods._column_solver import ColumnFactor, solve_columns
-from autocomp.methods._hessian import cholesky
+from autocomp.methods._hessian import cholesky, require
 
 Shape = tuple[int, int]
 REFIT_DAMPING = 1e-6
@@ -212,9 +212,9 @@ def _factors(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -
     left, right = _method(spec.factor).factors(weight, spec.factor, stats)
     if Needs.HESSIAN not in needs(spec):
         return packed.pack(_round(left, spec, None)[0], _round(right, spec, None)[0])
-    assert stats is not None
+    hessian = require(stats, "hessian", spec.token(), weight.shape[1]).double()
     right_packed, rounded = _round(right, spec, stats)
-    seen = rounded.double() @ stats.hessian.double()
+    seen = rounded.double() @ hessian
     inner = seen @ rounded.T.double()
     inner_factor = cholesky(inner, REFIT_DAMPING)
     left = torch.cholesky_solve(seen @ weight.T.double(), inner_factor).T.float()

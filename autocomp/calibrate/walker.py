@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocomp.models.structure import Structure, structure
+from autocomp.models.structure import Structure
 
 
 class _FirstBlockReached(Exception):
@@ -41,14 +41,14 @@ class BlockWalker:
     """Walks ``model`` over fixed windows.
 
     Args:
-        model: A causal LM in evaluation mode; its weights may be swapped between calls.
+        layout: A causal LM in evaluation mode; its weights may be swapped between calls.
         windows: (n, length) token ids.
         batch_size: Windows a batch.
     """
 
-    def __init__(self, model: nn.Module, windows: Tensor, batch_size: int = 4) -> None:
-        self.model = model
-        self.layout: Structure = structure(model)
+    def __init__(self, layout: Structure, windows: Tensor, batch_size: int = 4) -> None:
+        self.model = layout.model
+        self.layout = layout
         self.windows = windows
         self.batch_size = batch_size
 

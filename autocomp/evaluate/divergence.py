@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from autocomp.models.structure import structure
 
 CHUNK_TOKENS = 256
 
@@ -37,8 +37,14 @@ class WindowScores:
     tokens: int
 
 
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """Return the matrix that makes logits, (vocab, hidden) fp32, packed modules decoded."""
+    weight: Tensor = model.get_output_embeddings().weight
+    return weight.detach().float()
+
+
 @torch.no_grad()
-def final_hidden(model: nn.Module, windows: Tensor) -> Tensor:
+def final_hidden(model: PreTrainedModel, windows: Tensor) -> Tensor:
     """Return the head's inputs, (windows, length, hidden), after the final norm."""
     device = next(model.parameters()).device
     output = model.base_model(input_ids=windows.to(device), use_cache=False)
@@ -59,10 +65,10 @@ class BaseReference:
         batch_size: Windows a forward pass.
     """
 
-    def __init__(self, model: nn.Module, windows: Tensor, batch_size: int = 4) -> None:
+    def __init__(self, model: PreTrainedModel, windows: Tensor, batch_size: int = 4) -> None:
         self.windows = windows
         self.batch_size = batch_size
-        self._weight = structure(model).head_weight().detach().float().clone()
+        self._weight = head_weight(model).clone()
         hidden: list[Tensor] = []
         for start in range(0, len(windows), batch_size):
             hidden.append(final_hidden(model, windows[start : start + batch_size]))
@@ -113,7 +119,7 @@ class DivergenceMeter:
     @torch.no_grad()
     def measure(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         windows: Sequence[int],
         *,
         head_token: str,
@@ -130,7 +136,7 @@ class DivergenceMeter:
         Returns:
             KL and cross entropy, a window each.
         """
-        head = structure(model).head_weight().detach().float()
+        head = head_weight(model)
         ids = self.reference.windows
         kl: list[float] = []
         nll: list[float] = []

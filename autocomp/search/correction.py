@@ -53,7 +53,7 @@ def option_class(spec: LayerSpec, kind: str = "linear") -> str:
     parts = ["sparse"] * (spec.mask is not None) + ["rank"] * (spec.factor is not None)
     parts += [f"w{bits}"] * (bits is not None)
     name = "-".join(parts) or "dense"
-    return name if kind == "linear" else f"{kind}-{name}"
+    return f"{kind}-{name}" if kind in ("embedding", "head") else name
 
 
 def prior_factor(name: str) -> float:
@@ -142,9 +142,7 @@ class Effects:
         table = np.zeros_like(problem.score)
         rows = np.flatnonzero(problem.active(bypassed))
         table[rows, choice[rows]] = problem.score[rows, choice[rows]]
-        return np.concatenate(
-            [table.ravel(), np.where(bypassed, problem.bypass_score, 0.0)]
-        )
+        return np.concatenate([table.ravel(), np.where(bypassed, problem.bypass_score, 0.0)])
 
 
 @dataclass(frozen=True, eq=False)

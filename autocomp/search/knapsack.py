@@ -229,9 +229,7 @@ def sweep(problem: Problem, multipliers: int = 2000) -> list[Solution]:
     ):
         choice, bypassed, cost, score = _minimise(problem, part)
         _, first = np.unique(cost, return_index=True)
-        found += [
-            Solution(choice[i], bypassed[i], int(cost[i]), float(score[i])) for i in first
-        ]
+        found += [Solution(choice[i], bypassed[i], int(cost[i]), float(score[i])) for i in first]
     found.sort(key=lambda solution: (solution.cost, solution.score))
     front: list[Solution] = []
     for solution in found:
@@ -278,9 +276,7 @@ def _solve_by_multiplier(problem: Problem, budget: int, least: Solution) -> Solu
         choice, bypassed, cost, score = _minimise(problem, points)
         fits = np.flatnonzero(cost <= budget)
         for i in fits[:_FILLED]:
-            fitting[int(cost[i])] = Solution(
-                choice[i], bypassed[i], int(cost[i]), float(score[i])
-            )
+            fitting[int(cost[i])] = Solution(choice[i], bypassed[i], int(cost[i]), float(score[i]))
         i = int(fits[0]) if fits.size else len(points) - 1
         low, high = points[max(i - 1, 0)], points[i]
     best = sorted(fitting.values(), key=lambda solution: solution.score)[:_FILLED]
@@ -359,7 +355,9 @@ def _solve_exactly(problem: Problem, budget: int, time_limit_s: float) -> Soluti
             bounds=Bounds(0, allowed.astype(np.float64)),
             constraints=[
                 LinearConstraint(one_each.tocsr(), 1, 1),
-                LinearConstraint(cost[None, :] / budget, ub=(budget - problem.fixed_cost) / budget),
+                LinearConstraint(
+                    cost[None, :] / budget, ub=(budget - problem.fixed_cost) / budget
+                ),
             ],
             options={"mip_rel_gap": 1e-4, "time_limit": time_limit_s, "disp": False},
         )

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from autocomp.config import StudyConfig, fingerprint
-from autocomp.core.errors import AutocompError, ConfigError, InfeasibleError
+from autocomp.core.errors import ConfigError, InfeasibleError, NumericalError
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.evaluate.ladder import clearly_worse
 from autocomp.search.clock import Clock
-from autocomp.search.context import SearchContext, plan_family
+from autocomp.search.context import SearchContext
 from autocomp.search.correction import option_class
 from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.finish import measure_artefact, write_artefact
@@ -23,7 +23,7 @@ from autocomp.search.proposals import propose
 from autocomp.search.records import FinishedRecord, Measured, NewTrial, TrialRecord
 from autocomp.search.result import SearchResult, summarise
 from autocomp.search.scoring import ScoreTable, score_options
-from autocomp.search.setup import Setup, format_bytes
+from autocomp.search.setup import Setup, family, format_bytes
 from autocomp.search.study import Study
 from autocomp.search.workbench import Workbench
 
@@ -56,7 +56,7 @@ def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
         roles={name: sketch[name].role for name in (*setup.weight_groups, *setup.droppable)},
         budget_bytes=setup.budget,
         exact_bytes=setup.spent,
-        family_of=plan_family,
+        family_of=family,
     )
 
 
@@ -158,7 +158,7 @@ class Search:
         full = origin == UNIFORM or origin.startswith("probe")
         try:
             outcome = evaluate_plan(self.bench, plan, None if full else _gate(rivals))
-        except AutocompError as error:
+        except NumericalError as error:
             self.study.tell_failed(number, str(error))
             self.progress.advance(note=f"#{number} failed: {error}")
             return
@@ -179,7 +179,7 @@ class Search:
         size = format_bytes(self.setup.costs(plan)["weight_bytes"])
         rung = "" if outcome.complete else f" (stopped at {outcome.tokens} tokens)"
         self.progress.advance(
-            note=f"#{number} {origin} {plan_family(plan)} {size} KL {outcome.kl_nats:.4f}{rung}"
+            note=f"#{number} {origin} {family(plan)} {size} KL {outcome.kl_nats:.4f}{rung}"
         )
 
     def finish(self, number: int) -> FinishedRecord:

@@ -13,7 +13,7 @@ from autocomp.core.registry import SPACES, load_object
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import fixed_bytes, site_bytes, weight_bytes
-from autocomp.cost.memory import cache_bytes, peak_memory_bytes
+from autocomp.cost.memory import attentions, cache_bytes, peak_memory_bytes
 from autocomp.models import sketch_of
 from autocomp.search.knapsack import Bypass, Group, Problem, Solution, largest, smallest
 from autocomp.search.scoring import ScoreTable
@@ -160,8 +160,10 @@ class Setup:
         return bytes_used
 
     def _cache_of(self, subblock: str) -> int:
+        if all(site.name != subblock for site in attentions(self.sketch)):
+            return 0
         budget = self.config.budget
-        return cache_bytes(self.sketch, subblock, context=budget.context, batch=budget.batch)
+        return cache_bytes(self.sketch, context=budget.context, batch=budget.batch)
 
     def problem(self, scores: ScoreTable | None) -> Problem:
         """Return the knapsack; without scores every option costs the same KL, nothing."""
@@ -220,3 +222,20 @@ class Setup:
                     f"{format_bytes(costs[name])} ({costs[name]} bytes). Raise the budget or add "
                     "smaller options to the space."
                 )
+
+
+def family(plan: Plan) -> str:
+    """Return which kinds of compression a plan uses beside plain quantization.
+
+    ``quantized``, or any of ``bypassed``, ``low-rank`` and ``sparse`` joined with ``+``.
+    """
+    used = set()
+    for spec in plan.layers.values():
+        for name, part in (
+            ("bypassed", spec.structure),
+            ("low-rank", spec.factor),
+            ("sparse", spec.mask),
+        ):
+            if part is not None:
+                used.add(name)
+    return "+".join(sorted(used)) or "quantized"

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from optuna.storages.journal import (
     JournalFileSymlinkLock,
     JournalRedisBackend,
 )
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from autocomp.core.errors import ConfigError, StoreError
 
 JOURNAL_NAME = "journal.log"
 STALE_LOCK_SECONDS = 10
 SQLITE_WAIT_SECONDS = 60
+CREATION_ATTEMPTS = 4
+CREATION_PAUSE_SECONDS = 0.25
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +112,7 @@ def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
             return JournalStorage(JournalFile(path))
         if storage.startswith("redis"):
             return JournalStorage(JournalRedisBackend(storage))
-        wait = {"timeout": SQLITE_WAIT_SECONDS} if storage.startswith("sqlite") else {}
-        return RDBStorage(storage, engine_kwargs={"connect_args": wait})
+        return _relational(storage)
     except (ImportError, ValueError, ArgumentError) as error:
         raise ConfigError(
             f"cannot open the study storage {_without_password(storage)!r}: {error}. Give a path, "
@@ -121,6 +123,17 @@ def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
             f"cannot open the study storage {_without_password(storage) or study_dir}: {error}. "
             "Check that it exists and that you may write to it."
         ) from error
+
+
+def _relational(url: str) -> BaseStorage:
+    """Open a database, again when another process was creating its tables at the same time."""
+    wait = {"timeout": SQLITE_WAIT_SECONDS} if url.startswith("sqlite") else {}
+    for _ in range(CREATION_ATTEMPTS - 1):
+        try:
+            return RDBStorage(url, engine_kwargs={"connect_args": wait})
+        except DBAPIError:
+            time.sleep(CREATION_PAUSE_SECONDS)
+    return RDBStorage(url, engine_kwargs={"connect_args": wait})
 
 
 def existing_storage(source: str | Path) -> tuple[BaseStorage, Path | None]:

@@ -27,6 +27,7 @@ from autocomp.layers.apply import Candidate
 from autocomp.layers.store import LayerStore, StoreKey
 from autocomp.models import LoadedModel, load
 from autocomp.models.device import body_dtype, resolve_device
+from autocomp.models.structure import structure
 from autocomp.models.weights import get_weight
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Workbench:
         self.sketch: Sketch = self.loaded.sketch
         self.seeds = SeedTree(config.seed)
         self.model = copy.deepcopy(self.loaded.model).to(device=self.device, dtype=self.dtype)
+        self.layout = structure(self.model)
         self.batch_size = max(1, BATCH_TOKENS // config.data.window)
         self.store = LayerStore(cache_dir() / "layers", max_bytes=config.store_bytes)
         self.candidate = Candidate(self.model, self.sketch)
@@ -121,7 +123,7 @@ class Workbench:
 
     def walker(self) -> BlockWalker:
         """Return a walker over the calibration windows on the live model."""
-        return BlockWalker(self.model, self.calibration.input_ids, self.batch_size)
+        return BlockWalker(self.layout, self.calibration.input_ids, self.batch_size)
 
     def weight(self, site: str) -> Tensor:
         """Return the original weight of a site, (out, in) fp32 on the compute device."""

@@ -1,4 +1,4 @@
-"""Random plans of small models, and their compressed weights, for tests that need no statistics."""
+"""Random plans of small models and their compressed weights; no statistics needed."""
 
 import numpy as np
 import torch

@@ -6,10 +6,8 @@ kill it anywhere and start it again: ``python -m autocomp.testing.study DIR SEED
 """
 
 import math
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from autocomp.core.plan import Plan
@@ -151,16 +149,3 @@ def check_study(study: Study, trials: int) -> None:
             assert record.reason, record
     front = [point.number for point in study.front().points]
     assert sorted(front) == sorted(trial.number for trial in study.optuna.best_trials)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run a fake search: ``DIR SEED TRIALS [STORAGE]``."""
-    folder, seed, trials, *storage = arguments
-    study = Study.open(
-        storage[0] if storage else None, Path(folder), fingerprint={"seed": int(seed)}
-    )
-    run_fake(study, int(seed), int(trials), pause=0.02)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -52,7 +52,7 @@ class SparseGpt(MaskMethod):
         return sum(removed(out_features * width, sparsity) for width in widths)
 
     def layout(
-        self, spec: SparseGptSpec, shape: tuple[int, int], dtype: str, grid: Grid | None = None
+        self, spec: MaskSpec, shape: tuple[int, int], dtype: str, grid: Grid | None = None
     ) -> Bitmask | NM:
         """Return the layout of the pruned weight.
 

@@ -50,5 +50,6 @@ class Gptq(UniformMethod):
         layout = self.layout(spec, (weight.shape[0], weight.shape[1]))
         factor = ColumnFactor.shared(stats, True, "gptq", weight.shape[1])
         grid = self.grid(weight, spec)
-        solved = solve_columns(weight, factor, grid=grid)
-        return layout.pack(solved.codes, grid.scale, grid.zero)
+        codes = solve_columns(weight, factor, grid=grid).codes
+        assert codes is not None
+        return layout.pack(codes, grid.scale, grid.zero)

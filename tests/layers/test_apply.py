@@ -31,6 +31,10 @@ class Recorder:
         return self.weights[site].to_dense()
 
 
+def never(site: str, spec: LayerSpec) -> torch.Tensor:
+    raise AssertionError(f"{site} needs no fetch for {spec}")
+
+
 def logits(loaded: LoadedModel) -> torch.Tensor:
     return loaded.model(TOKENS, use_cache=False).logits
 
@@ -102,11 +106,11 @@ def test_tied_head_follows_the_embedding(tiny_of: Callable) -> None:
 def test_bypass_removes_exactly_the_sublayer(tiny_model: LoadedModel) -> None:
     model, sketch = tiny_model.model, tiny_model.sketch
     candidate = Candidate(model, sketch)
-    candidate.apply(Plan({}), lambda *_: pytest.fail("nothing to fetch"))
+    candidate.apply(Plan({}), never)
     for site in sketch.subblocks():
-        candidate.apply(Plan({site.name: BYPASS}), lambda *_: pytest.fail("nothing to fetch"))
+        candidate.apply(Plan({site.name: BYPASS}), never)
         found = logits(tiny_model)
-        candidate.apply(Plan({}), lambda *_: pytest.fail("nothing to fetch"))
+        candidate.apply(Plan({}), never)
         writer = model.get_submodule(site.members[-1])
         kept = [parameter.clone() for parameter in writer.parameters()]
         for parameter in writer.parameters():
@@ -145,14 +149,14 @@ def test_caches_keep_to_their_layer_type() -> None:
     sketch = build_sketch(model, "mixed", dtype="float16")
     names = attention_names(model, sketch)
     candidate = Candidate(model, sketch)
-    candidate.apply(Plan({names[0]: BYPASS, names[1]: BYPASS}), lambda *_: pytest.fail())
+    candidate.apply(Plan({names[0]: BYPASS, names[1]: BYPASS}), never)
     assert [model.get_submodule(name).layer_idx for name in names[2:]] == [0, 1]
     tokens = TOKENS[:, :12]
     full = model(tokens, use_cache=False).logits
     first = model(tokens[:, :7], use_cache=True)
     second = model(tokens[:, 7:], past_key_values=first.past_key_values, use_cache=True)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), full)
-    candidate.apply(Plan({names[0]: BYPASS, names[2]: BYPASS}), lambda *_: pytest.fail())
+    candidate.apply(Plan({names[0]: BYPASS, names[2]: BYPASS}), never)
     assert model.config.use_cache is False
     assert model.generation_config.use_cache is False
     candidate.restore()

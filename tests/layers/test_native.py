@@ -58,7 +58,9 @@ def test_file_size_and_logits_equal_the_candidate(tiny_model: LoadedModel, tmp_p
         candidate.apply(plan, lambda site, spec, held=weights: held[site].to_dense())
         loaded = autocomp.load(tmp_path / "native", dtype=torch.float32)
         expected = model(TOKENS, use_cache=False).logits
-        torch.testing.assert_close(loaded(TOKENS, use_cache=False).logits, expected, rtol=0, atol=0)
+        torch.testing.assert_close(
+            loaded(TOKENS, use_cache=False).logits, expected, rtol=0, atol=0
+        )
 
 
 def test_names_in_the_file_are_the_planned_ones(tiny_model: LoadedModel, tmp_path: Path) -> None:

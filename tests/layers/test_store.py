@@ -1,6 +1,7 @@
 import logging
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -130,7 +131,6 @@ def test_unwritable_root(tmp_path: Path) -> None:
 
 
 def _work(root: Path, seed: int) -> int:
-    torch.set_num_threads(1)
     store, wrong = LayerStore(root, max_bytes=60_000), 0
     for turn in range(30):
         index = (turn * 7 + seed) % 10
@@ -143,11 +143,23 @@ def _work(root: Path, seed: int) -> int:
     return wrong
 
 
-def test_several_processes_share_a_store(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        assert pool.starmap(_work, [(tmp_path, 0), (tmp_path, 1)]) == [0, 0]
+def test_several_processes_share_a_store(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys; from pathlib import Path; work = runpy.run_path(sys.argv[1])['_work']"
+    )
+    code += "; print(work(Path(sys.argv[2]), 0))"
+    other = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, __file__, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    seed = 1
+    while other.poll() is None:
+        assert _work(tmp_path, seed) == 0
+        seed += 1
+    output, errors = other.communicate()
+    assert (output.strip(), errors) == ("0", "")
     assert 0 < LayerStore(tmp_path).usage().entries <= 10
 
 

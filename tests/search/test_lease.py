@@ -1,5 +1,6 @@
 """Leases: who works on a trial, and whether it still lives."""
 
+import os
 import subprocess
 import sys
 
@@ -34,7 +35,7 @@ def test_dead_process_abandons_its_lease():
     lease = Lease(process.stdout.readline().decode().strip(), 1e12)
     assert not lease.abandoned
     process.kill()
-    process.stdout.read()  # dead, though not yet reaped: a zombie
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, not reaped: a zombie
     assert lease.abandoned
     process.communicate()
     assert lease.abandoned

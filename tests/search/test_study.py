@@ -2,11 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -296,19 +294,23 @@ def test_open_existing_names_what_is_there(tmp_path):
         Study.open_existing(tmp_path)
 
 
-def command(folder, trials, storage=None):
-    run = [sys.executable, "-P", "-m", "autocomp.testing.study", str(folder), "0", str(trials)]
-    return [*run, *([storage] if storage else [])]
+def fill(folder, trials, storage):
+    run_fake(opened(folder, storage), 0, trials, pause=0.02)
 
 
-def start(*arguments):
-    return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+def start(folder, trials, storage=None):
+    """Run a search in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(
+        target=fill, args=(folder, trials, storage)
+    )
+    process.start()
+    return process
 
 
 def wait_for_trials(folder: Path, process, lines: int):
     """Wait until the journal has so many lines, or the process has ended."""
     journal = folder / "journal.log"
-    while process.poll() is None:
+    while process.is_alive():
         if journal.is_file() and journal.read_bytes().count(b"\n") >= lines:
             return
         time.sleep(0.002)
@@ -320,13 +322,13 @@ def test_killed_at_any_moment_and_restarted_gives_the_same_study(tmp_path):
     killed = tmp_path / "killed"
     moments = random.Random(0)
     lines = 0
-    for _ in range(4):
+    for _ in range(5):
         process = start(killed, 25)
-        lines += moments.randrange(5, 40)
+        lines += moments.randrange(5, 30)
         wait_for_trials(killed, process, lines)
         time.sleep(moments.random() * 0.03)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     resumed = opened(killed)
     assert len(resumed.records()) < 25, "the kills came before the end"
     run_fake(resumed, 0, 25)
@@ -337,8 +339,8 @@ def test_killed_at_any_moment_and_restarted_gives_the_same_study(tmp_path):
 def test_two_processes_lose_no_plan(tmp_path, storage):
     processes = [start(tmp_path, 24, storage) for _ in range(2)]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+        process.join(timeout=120)
+        assert process.exitcode == 0
     check_study(Study.open_existing(storage or tmp_path), 24)
 
 

@@ -1,0 +1,275 @@
+"""The contract that every registered method fulfils, as functions to call from any test runner.
+
+``tokens`` gives layer specs that use a method, alone and with the slots it goes together with;
+``site`` makes a weight with statistics from a seed; the ``check_…`` functions raise
+``AssertionError`` on a breach.
+"""
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from autocomp.core.errors import AutocompError, NumericalError, PlanError, UnsupportedError
+from autocomp.core.registry import METHODS, load_object
+from autocomp.core.spec import FactorSpec, LayerSpec, MaskSpec, Spec, UniformSpec
+from autocomp.core.stats import Needs, Stats
+from autocomp.formats.base import CompressedWeight
+from autocomp.formats.io import file_nbytes, load, save
+
+SHAPE = (24, 32)
+KINDS = {"linear", "embedding", "head", "subblock"}
+
+# Options by spec class: valid on SHAPE; valid on one column; equal to the dense weight; from most to
+# least compressed; refused on SHAPE.
+_OPTIONS: dict[type, dict[str, tuple[str, ...]]] = {
+    UniformSpec: {
+        "valid": ("-w4", "-w3g8", "-w8g16-sym", "-w2g32-mse", "-w5-sym-mse", "-w6g4"),
+        "column": ("-w4", "-w3-sym"),
+        "identity": (),
+        "ladder": ("-w2g8", "-w3g8", "-w4g8", "-w8g8"),
+        "refused": ("-w4g5", "-w4g64"),
+    },
+    MaskSpec: {
+        "valid": ("-s50", "-s33.3", "-2:4", "-1:8"),
+        "column": ("-s50",),
+        "identity": ("-4:4",),
+        "ladder": ("-s75", "-s50", "-s25"),
+        "refused": ("-2:5",),
+    },
+    FactorSpec: {
+        "valid": ("-r8", "-r5", "-p50"),
+        "column": ("-r1",),
+        "identity": ("-r24",),
+        "ladder": ("-r2", "-r8", "-r16"),
+        "refused": (),
+    },
+}
+_PARTNERS = {"mask": ("rtn-w4g8", "gptq-w4g8"), "factor": ("rtn-w4g8", "gptq-w3")}
+
+
+def options(name: str, kind: str) -> list[str]:
+    """Return tokens of a method alone: ``valid``, ``column``, ``identity``, ``ladder``, ``refused``."""
+    spec = METHODS[name].spec
+    for base, table in _OPTIONS.items():
+        if issubclass(spec, base):
+            return [name + option for option in table[kind]]
+    return [name] if kind == "valid" else []
+
+
+def tokens(name: str) -> list[str]:
+    """Return tokens that use a method on a weight of ``SHAPE``, alone and with a quantizer."""
+    alone = options(name, "valid")
+    partners = _PARTNERS.get(METHODS[name].spec.slot, ())
+    return alone + [f"{token}+{partner}" for token in alone for partner in partners]
+
+
+def site(seed: int = 0, shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Stats]:
+    """Return a weight (out, in) fp32 and statistics of strongly correlated inputs."""
+    generator = Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator)
+    width = shape[1]
+    mixing = torch.randn((width, width), generator=generator)
+    inputs = torch.randn((4 * width + 8, width), generator=generator) @ mixing
+    inputs += 0.1 * torch.randn(inputs.shape, generator=generator)
+    hessian = inputs.T @ inputs / len(inputs)
+    return weight, Stats(
+        tokens=len(inputs),
+        hessian=hessian,
+        norms=hessian.diagonal().sqrt(),
+        absmax=inputs.abs().amax(dim=0),
+        sample=inputs[:8],
+        digest=f"contract-{seed}",
+    )
+
+
+def compress(token: str, weight: Tensor, stats: Stats | None, dtype: str) -> CompressedWeight:
+    """Compress as the rest of autocomp does."""
+    found: CompressedWeight = _compose("compress")(weight, LayerSpec.parse(token), stats, dtype)
+    return found
+
+
+def output_error(weight: Tensor, compressed: Tensor, stats: Stats) -> float:
+    """Return ``tr(D H Dᵀ)`` of the change D."""
+    assert stats.hessian is not None
+    change = (compressed - weight).double()
+    return float((change @ stats.hessian.double() * change).sum())
+
+
+def digest(name: str) -> str:
+    """Return a hash of everything that a method makes of one site."""
+    found = hashlib.sha256()
+    for token in tokens(name):
+        weight, stats = site()
+        for local, tensor in compress(token, weight, stats, "float16").tensors.items():
+            found.update(f"{token}/{local}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def check_described(name: str) -> None:
+    """The method says what it is, what it needs and where it comes from."""
+    method = METHODS[name]
+    assert method.spec.method == name
+    assert isinstance(method.version, int)
+    assert method.version >= 1
+    assert method.summary
+    assert "\n" not in method.summary
+    assert re.match(r"https://\S+$", method.reference)
+    assert all(isinstance(need, Needs) for need in method.needs)
+    assert method.kinds
+    assert method.kinds <= KINDS
+    assert "Reference:" in method.__doc__
+    assert method.reference in method.__doc__
+    assert "(out, in)" in method.compress.__doc__
+
+
+def check_tokens(name: str) -> None:
+    """Tokens parse back to equal, hashable specs, and different specs have different tokens."""
+    written = tokens(name) + options(name, "ladder") + options(name, "identity")
+    specs = {token: LayerSpec.parse(token) for token in written}
+    for token, spec in specs.items():
+        assert spec.token() == token
+        assert LayerSpec.parse(spec.token()) == spec
+        part: Spec
+        for part in spec.filled():
+            assert isinstance(part, Spec)
+    assert len({hash(spec) for spec in specs.values()}) == len(set(written))
+    _refused(PlanError, LayerSpec.parse, f"{name}-nonsense")
+
+
+def check_bytes(name: str, folder: Path) -> None:
+    """Tensors are those predicted from shapes alone, and a file gives the same bits back."""
+    for token in tokens(name):
+        spec = LayerSpec.parse(token)
+        for dtype in ("float16", "bfloat16"):
+            weight, stats = site()
+            compressed = compress(token, weight, stats, dtype)
+            compressed.check()
+            predicted = _compose("layout")(spec, SHAPE, dtype)
+            assert compressed.layout == predicted, token
+            assert compressed.nbytes == predicted.nbytes, token
+            path = folder / "weight.safetensors"
+            save(path, compressed.tensors, predicted.to_json())
+            assert path.stat().st_size == file_nbytes(predicted.tensors(), predicted.to_json())
+            restored = CompressedWeight(predicted, load(path)[0])
+            assert torch.equal(restored.to_dense(), compressed.to_dense()), token
+
+
+def check_pure(name: str) -> None:
+    """Neither weight nor statistics change, and what is cached does not change the result."""
+    for token in tokens(name):
+        weight, stats = site()
+        first = compress(token, weight, stats, "float16")
+        again = compress(token, weight, stats, "float16")
+        untouched, fresh = site()
+        assert torch.equal(weight, untouched), token
+        for field in ("hessian", "norms", "absmax", "sample"):
+            assert torch.equal(getattr(stats, field), getattr(fresh, field)), (token, field)
+        other = compress(token, untouched, fresh, "float16")
+        for local, tensor in first.tensors.items():
+            assert torch.equal(tensor, again.tensors[local]), (token, local)
+            assert torch.equal(tensor, other.tensors[local]), (token, local)
+
+
+def check_other_process(names: list[str]) -> None:
+    """A fresh process with the same number of threads makes the same bytes."""
+    code = (
+        "import sys, torch; from autocomp.testing.methods import digest; "
+        "torch.set_num_threads(int(sys.argv[1])); print(*map(digest, sys.argv[2:]))"
+    )
+    command = [sys.executable, "-P", "-c", code, str(torch.get_num_threads()), *names]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert dict(zip(names, found, strict=True)) == {name: digest(name) for name in names}
+
+
+def check_identity(name: str) -> None:
+    """Specs that remove nothing give the weight back, up to the storage dtype."""
+    weight, stats = site()
+    for token in options(name, "identity"):
+        dense = compress(token, weight, stats, "float16").to_dense()
+        assert float((dense - weight).norm() / weight.norm()) < 2e-3, token
+
+
+def check_monotone(name: str, seeds: int = 5) -> None:
+    """More bits, weights or ranks mean less output error, on average over seeds."""
+    errors = []
+    for token in options(name, "ladder"):
+        total = 0.0
+        for seed in range(seeds):
+            weight, stats = site(seed)
+            dense = compress(token, weight, stats, "float16").to_dense()
+            total += output_error(weight, dense, stats)
+        errors.append(total)
+    assert errors == sorted(errors, reverse=True), (options(name, "ladder"), errors)
+
+
+def check_edges(name: str) -> None:
+    """Zero rows stay zero, zero weights and one column work; NaN and bad shapes are refused."""
+    for token in tokens(name):
+        weight, stats = site()
+        weight[3] = 0
+        dense = compress(token, weight, stats, "float16").to_dense()
+        assert bool(torch.isfinite(dense).all()), token
+        assert float(dense[3].abs().max()) < 1e-4, token
+        zeros = compress(token, torch.zeros(SHAPE), stats, "float16").to_dense()
+        assert float(zeros.abs().max()) < 1e-4, token
+        for bad in (float("nan"), float("inf")):
+            weight[5, 7] = bad
+            _refused(NumericalError, compress, token, weight, stats, "float16")
+    for token in options(name, "column"):
+        weight, stats = site(shape=(8, 1))
+        compressed = compress(token, weight, stats, "float16")
+        compressed.check()
+        assert compressed.to_dense().shape == (8, 1)
+    for token in options(name, "refused"):
+        spec = LayerSpec.parse(token)
+        _refused(PlanError, _compose("check"), spec, "linear", SHAPE)
+        _refused(PlanError, _compose("layout"), spec, SHAPE, "float16")
+
+
+def check_needs(name: str) -> None:
+    """Statistics that are not asked for are not used; a missing or misfit one is named."""
+    for token in tokens(name):
+        weight, stats = site()
+        needs = _compose("needs")(LayerSpec.parse(token))
+        only = Stats(**{need.value: getattr(stats, need.value) for need in needs})
+        full = compress(token, weight, stats, "float16")
+        lean = compress(token, weight, only if needs else None, "float16")
+        assert torch.equal(lean.to_dense(), full.to_dense()), token
+        if needs:
+            _refused(PlanError, compress, token, weight, None, "float16")
+            _refused(PlanError, compress, token, weight[:, :16], stats, "float16")
+
+
+def check_kinds(name: str) -> None:
+    """Only the declared kinds of site are accepted."""
+    for kind in KINDS:
+        for token in options(name, "valid"):
+            shape = (0, 0) if kind == "subblock" else SHAPE
+            arguments = (LayerSpec.parse(token), kind, shape)
+            if kind in METHODS[name].kinds:
+                _compose("check")(*arguments)
+            else:
+                _refused(UnsupportedError, _compose("check"), *arguments)
+
+
+def _compose(name: str) -> Callable[..., Any]:
+    """Return a function of the methods' composition module."""
+    found: Callable[..., Any] = load_object(f"autocomp.methods.compose:{name}")
+    return found
+
+
+def _refused(kind: type[AutocompError], call: Callable[..., object], *arguments: object) -> None:
+    """Assert that a call raises an error of that kind."""
+    try:
+        call(*arguments)
+    except kind:
+        return
+    raise AssertionError(f"{call} accepted {arguments}")

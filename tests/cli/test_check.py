@@ -1,0 +1,65 @@
+"""``autocomp check`` around a fake estimate."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from autocomp.core.errors import InfeasibleError
+
+
+@dataclass
+class FakeEstimate:
+    smallest_bytes: int = 60_000_000
+    largest_bytes: int = 200_000_000
+    groups: int = 271
+    options: int = 12
+    space_size_log10: float = 248.0
+    minutes: dict = field(default_factory=lambda: {"score": 2.0, "total": 9.5})
+    disk_bytes: int = 1_000_000
+    ram_bytes: int = 2_000_000
+
+
+class FakeSetup:
+    def __init__(self, config):
+        self.config = config
+
+    def check_feasible(self):
+        if (self.config.budget.max_bytes or 1e12) < 60_000_000:
+            raise InfeasibleError("the smallest plan needs 60000000 bytes")
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+    monkeypatch.setattr("autocomp.search.estimate.estimate", lambda config: FakeEstimate())
+    monkeypatch.setattr("autocomp.search.setup.Setup.of", FakeSetup)
+
+
+def test_table(run):
+    answer = run("check", "tiny", "--max-bytes", "80MB")
+    assert answer.code == 0
+    for part in ("271", "10^248", "60.00 MB", "200.00 MB", "80.00 MB", "9.5 min"):
+        assert part in answer.out
+
+
+def test_json(run):
+    answer = run("check", "-c", "demo", "--json")
+    data = json.loads(answer.out)
+    assert data["estimate"]["smallest_bytes"] == 60_000_000
+    assert data["config"]["budget"]["max_bytes"] == 150_000_000
+
+
+def test_infeasible_budget_exits_with_3_and_still_shows_the_range(run):
+    answer = run("check", "tiny", "--max-bytes", "10MB")
+    assert answer.code == 3
+    assert "60.00 MB" in answer.out
+    assert "60000000" in answer.err
+
+
+def test_schema_needs_no_model(run):
+    schema = json.loads(run("check", "--schema").out)
+    assert "budget" in schema["properties"]
+
+
+def test_no_model_exits_with_2(run):
+    assert run("check").code == 2

@@ -1,0 +1,65 @@
+"""``autocomp compress`` around a fake compressor."""
+
+import json
+
+import pytest
+
+from autocomp.cli.compress import uniform_token
+from autocomp.core.errors import ConfigError
+from autocomp.core.spec import LayerSpec
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token"),
+    [
+        (("gptq", 4, 64), "gptq-w4g64"),
+        (("rtn", 8, 0), "rtn-w8"),
+        (("magnitude-2:4+rtn-w4g64", 4, 64), "magnitude-2:4+rtn-w4g64"),
+    ],
+)
+def test_uniform_token(arguments, token):
+    assert uniform_token(*arguments) == token
+    assert LayerSpec.parse(token).token() == token
+
+
+def test_uniform_token_refuses_what_has_no_bits():
+    with pytest.raises(ConfigError, match="whole token"):
+        uniform_token("wanda", 4, 64)
+    with pytest.raises(ConfigError, match="Did you mean 'gptq'"):
+        uniform_token("gptqq", 4, 64)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    seen = []
+
+    def compress_uniform(config, *, linear, embedding, out, progress):
+        seen.append((config.model, config.data.corpus, linear, embedding))
+        out.mkdir()
+        (out / "model.safetensors").write_bytes(b"x" * 2_000_000)
+        return out
+
+    monkeypatch.setattr("autocomp.search.run.compress_uniform", compress_uniform)
+    return seen
+
+
+def test_compress(run, tmp_path, asked):
+    out = tmp_path / "q4"
+    answer = run("compress", "tiny", "--method", "gptq", "--bits", 3, "--out", out, "--json")
+    assert answer.code == 0
+    assert asked == [("tiny", "pydoc", "gptq-w3g64", "rtn-w8g64")]
+    assert json.loads(answer.out)["weight_bytes"] == 2_000_000
+
+
+def test_dense_embedding(run, tmp_path, asked):
+    answer = run("compress", "tiny", "--embedding", "dense", "--out", tmp_path / "q")
+    assert asked[0][3] is None
+    assert "2.00 MB" in answer.out
+
+
+def test_a_folder_that_is_not_empty_is_kept(run, tmp_path, asked):
+    (tmp_path / "mine.txt").write_text("mine")
+    answer = run("compress", "tiny", "--out", tmp_path)
+    assert answer.code == 1
+    assert asked == []
+    assert (tmp_path / "mine.txt").read_text() == "mine"

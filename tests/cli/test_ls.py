@@ -1,0 +1,32 @@
+"""``autocomp ls``."""
+
+import json
+
+import pytest
+
+from autocomp.cli.ls import KINDS
+from autocomp.core.registry import METHODS, SPACES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_lists_names_with_a_summary(run, kind):
+    rows = json.loads(run("ls", kind, "--json").out)
+    assert rows
+    assert all(row["name"] and row["summary"] for row in rows)
+
+
+def test_methods_are_the_registry(run):
+    rows = json.loads(run("ls", "methods", "--json").out)
+    assert [row["name"] for row in rows] == list(METHODS)
+    assert all(row["reference"].startswith("https://") for row in rows)
+
+
+def test_table(run):
+    out = run("ls", "spaces").out
+    assert all(name in out for name in SPACES)
+
+
+def test_unknown_kind_exits_with_2(run):
+    answer = run("ls", "method")
+    assert answer.code == 2
+    assert "Did you mean 'methods'" in answer.err

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+
+from autocomp.core.spec import LayerSpec
+from autocomp.search.correction import Effects, Evidence, fit, option_class, prior_factor
+from autocomp.search.knapsack import Bypass, Group, Problem
+
+BITS = (2, 3, 4)
+
+
+def make(groups: int = 12, seed: int = 0) -> tuple[Problem, Effects]:
+    rng = np.random.default_rng(seed)
+    made = tuple(
+        Group(f"g{i}", np.array([2, 3, 4]), rng.lognormal() * 4.0 ** -np.array([2.0, 3.0, 4.0]))
+        for i in range(groups)
+    )
+    problem = Problem(made, (Bypass("block", (0, 1), 0, 0.05),))
+    classes = {group.name: tuple(f"w{bits}" for bits in BITS) for group in made}
+    roles = {group.name: ("q_proj", "down_proj")[i % 2] for i, group in enumerate(made)}
+    return problem, Effects.of(problem, classes, roles | {"block": "mlp"})
+
+
+def evidence(problem: Problem, factor, count: int, seed: int = 1) -> list[Evidence]:
+    """Random plans and their KL under true factors of shape (groups, options)."""
+    rng = np.random.default_rng(seed)
+    rows = np.arange(len(problem.groups))
+    plans = []
+    for _ in range(count):
+        choice = rng.integers(0, 3, len(rows))
+        kl = float((problem.score * factor)[rows, choice].sum())
+        plans.append(Evidence(choice, np.zeros(1, dtype=bool), kl))
+    return plans
+
+
+def test_nothing_measured_gives_the_prior():
+    problem, effects = make()
+    correction = fit(effects, [])
+    choice = np.full(12, 1)
+    plan = problem.solution(choice, np.zeros(1, dtype=bool))
+    assert correction.predict(plan) == pytest.approx(prior_factor("w3") * plan.score)
+    assert np.isnan(correction.leave_one_out)
+    prior = np.exp(effects.log_prior)
+    assert (correction.factors > prior).all()  # the mean of a log-normal lies above its mode
+    expected = correction.apply().solution(choice, np.array([True]))
+    assert expected.score > problem.solution(choice, np.array([True])).score
+
+
+def test_uniform_plans_fix_the_class_factors():
+    problem, effects = make()
+    truth = np.array([9.0, 4.0, 1.0])
+    plans = [
+        Evidence(np.full(12, i), np.zeros(1, bool), float(truth[i] * problem.score[:, i].sum()))
+        for i in range(3)
+    ]
+    focus = fit(effects, plans, focus_nats=plans[1].kl_nats)
+    for i, plan in enumerate(plans):
+        found = focus.predict(problem.solution(plan.choice, plan.bypassed))
+        assert found == pytest.approx(plan.kl_nats, rel=0.05 if i == 1 else 0.35)
+
+
+def test_predicts_unseen_plans_better_than_the_prior_and_says_how_well():
+    problem, effects = make()
+    rng = np.random.default_rng(5)
+    factor = np.array([6.0, 3.0, 1.5]) * rng.lognormal(0, 0.4, (12, 1))
+    plans = evidence(problem, factor, 60)
+    correction = fit(effects, plans[:40])
+    blank = fit(effects, [])
+
+    def error(one) -> float:
+        return float(
+            np.sqrt(
+                np.mean(
+                    [
+                        np.log(one.predict(problem.solution(p.choice, p.bypassed)) / p.kl_nats)
+                        ** 2
+                        for p in plans[40:]
+                    ]
+                )
+            )
+        )
+
+    assert error(correction) < 0.5 * error(blank)
+    assert error(correction) / 3 < correction.leave_one_out < error(correction) * 3
+
+
+def test_the_posterior_narrows_where_plans_were_measured():
+    problem, effects = make()
+    plans = [
+        plan
+        for plan in evidence(problem, np.full((12, 3), 2.0), 40)
+        if plan.choice[3] != 0  # option 2 bits of group 3 is never used
+    ]
+    correction = fit(effects, plans)
+    before, after = fit(effects, []).variance, correction.variance
+    assert (after <= before + 1e-12).all()
+    assert after[3 * 3 + 1] < after[3 * 3 + 0]
+    assert after[-1] > after[:-1].max()  # the bypass was never measured
+
+    draws = np.log([correction.sampled_factors(np.random.default_rng(i)) for i in range(3000)])
+    np.testing.assert_allclose(draws.var(axis=0), after, rtol=0.15, atol=1e-3)
+    calm = correction.sampled_factors(np.random.default_rng(0), temperature=0.0)
+    np.testing.assert_allclose(calm, correction.factors)
+
+
+def test_unusable_measurements_are_left_out():
+    problem, effects = make()
+    good = evidence(problem, np.full((12, 3), 2.0), 5)
+    bad = [
+        Evidence(good[0].choice, good[0].bypassed, value) for value in (0.0, float("nan"), np.inf)
+    ]
+    np.testing.assert_array_equal(fit(effects, good + bad).mode, fit(effects, good).mode)
+
+
+def test_inert_choices_do_not_count():
+    problem, effects = make()
+    choice = np.full(12, 2)
+    other = choice.copy()
+    other[:2] = 0
+    dropped = np.array([True])
+    np.testing.assert_array_equal(effects.row(choice, dropped), effects.row(other, dropped))
+    row = effects.row(choice, dropped)
+    assert row[-1] == 0.05
+    assert row.sum() == pytest.approx(problem.solution(choice, dropped).score)
+
+
+class _Quantizer:
+    bits = 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "expected"),
+    [
+        (LayerSpec(), "linear", "dense"),
+        (LayerSpec(quantizer=_Quantizer()), "linear", "w4"),
+        (LayerSpec(quantizer=_Quantizer()), "embedding", "embedding-w4"),
+        (LayerSpec(quantizer=_Quantizer(), mask=object()), "linear", "sparse-w4"),
+        (LayerSpec(factor=object()), "linear", "rank"),
+        (LayerSpec(structure=object()), "subblock", "bypass"),
+    ],
+)
+def test_classes(spec, kind, expected):
+    assert option_class(spec, kind) == expected
+
+
+def test_coarser_classes_start_with_larger_factors():
+    assert prior_factor("w2") > prior_factor("w3") > prior_factor("w4") > 0
+    assert prior_factor("sparse-w3") == prior_factor("w3")
