@@ -70,7 +70,7 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(memoryview(tensor.view(-1).view(uint8).numpy()))
+        digest.update(tensor.view(-1).view(uint8).numpy().data)
     return digest.hexdigest()
 
 

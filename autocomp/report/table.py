@@ -11,8 +11,8 @@ from autocomp.report.front import FrontInfo, Point
 
 
 def megabytes(count: float | None) -> str:
-    """Return bytes as decimal megabytes, ``79.98``; a dash for ``None``."""
-    return "–" if count is None else f"{count / 1e6:.2f}"
+    """Return bytes as decimal megabytes, ``79.98`` or ``0.0394``; a dash for ``None``."""
+    return "–" if count is None else f"{count / 1e6:.{2 if count >= 1e6 else 4}f}"
 
 
 def number(value: float | None, digits: int = 4) -> str:

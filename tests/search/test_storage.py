@@ -1,9 +1,12 @@
 """Storages: torn lines, full disks, wrong URLs."""
 
 import os
+import threading
+import time
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 
 from autocomp.core.errors import ConfigError, StoreError
 from autocomp.search.storage import JournalFile, open_storage
@@ -51,9 +54,31 @@ def test_failed_append_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         study.set_user_attr("second", 2)
     monkeypatch.undo()
     assert (tmp_path / "journal.log").read_bytes() == before
-    assert list(tmp_path.iterdir()) == [tmp_path / "journal.log"], "the lock is released"
+    assert not (tmp_path / "journal.log.lock").is_symlink(), "the lock is released"
     study.set_user_attr("third", 3)
     assert stored(tmp_path).user_attrs == {"first": 1, "third": 3}
+
+
+def test_lock_of_a_dead_process_does_not_hold_up_the_next(tmp_path, caplog):
+    study = stored(tmp_path)
+    (tmp_path / "journal.log.lock").symlink_to(tmp_path / "journal.log")
+    begun = time.monotonic()
+    study.set_user_attr("first", 1)
+    assert time.monotonic() - begun < 5
+    assert "process that died" in caplog.text
+    assert stored(tmp_path).user_attrs == {"first": 1}
+
+
+def test_lock_of_optuna_is_waited_for(tmp_path, caplog):
+    study = stored(tmp_path)
+    theirs = JournalFileSymlinkLock(str(tmp_path / "journal.log"))
+    theirs.acquire()
+    timer = threading.Timer(0.1, theirs.release)
+    timer.start()
+    study.set_user_attr("first", 1)
+    timer.join()
+    assert not (tmp_path / "journal.log.lock").is_symlink()
+    assert caplog.text == ""
 
 
 def test_empty_append_target_is_not_torn(tmp_path):

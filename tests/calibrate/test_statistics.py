@@ -1,0 +1,119 @@
+"""H and G against quantities computed another way, on the whole model at once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from autocomp.calibrate.statistics import block_sites, input_statistics
+from autocomp.calibrate.stream import CalibrationStream, InputSpill
+from autocomp.calibrate.walker import Batch, BlockWalker
+from autocomp.core.seeds import SeedTree
+from autocomp.models import LoadedModel, load, structure
+
+FAMILIES = ["tiny_llama_path", "tiny_gpt2_path"]
+
+
+@pytest.fixture(params=FAMILIES)
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    path: Path = request.getfixturevalue(request.param)
+    return load(str(path))
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randint(3, 260, (5, 24), generator=torch.Generator().manual_seed(0))
+
+
+def walker(loaded: LoadedModel, windows: torch.Tensor) -> BlockWalker:
+    return BlockWalker(structure(loaded.model), windows, batch_size=2)
+
+
+def test_walking_blocks_equals_the_whole_forward_pass(loaded, windows):
+    walk = walker(loaded, windows)
+    last = None
+    for index, batches in walk.walk():
+        last = walk.advance(index, batches)
+    hidden = torch.cat([walk.layout.final_norm(batch.hidden) for batch in last])
+    with torch.no_grad():
+        whole = loaded.model.base_model(windows).last_hidden_state
+    torch.testing.assert_close(hidden, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_hessian_is_the_second_moment_of_the_inputs(loaded, windows):
+    walk = walker(loaded, windows)
+    sites = block_sites(loaded.sketch, 1)
+    site = sites[-1]
+    seen = []
+    module = loaded.model.get_submodule(site.name)
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        loaded.model(windows)
+    handle.remove()
+    rows = torch.cat(seen)
+    for index, batches in walk.walk():
+        if index == 1:
+            stats = input_statistics(walk, batches, sites, digest="d", sample_tokens=7)[site.name]
+    torch.testing.assert_close(stats.hessian, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(stats.norms, rows.square().mean(0).sqrt(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(stats.absmax, rows.abs().amax(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.sample, rows[:7], rtol=1e-4, atol=1e-5)
+    assert stats.tokens == windows.numel()
+
+
+def test_sites_that_read_one_input_share_their_statistics(tiny_llama_path, windows):
+    loaded = load(str(tiny_llama_path))
+    walk = walker(loaded, windows)
+    sites = block_sites(loaded.sketch, 0)
+    stats = input_statistics(walk, walk.first_inputs(), sites, digest="d")
+    by_role = {site.role: stats[site.name] for site in sites}
+    assert by_role["q_proj"] is by_role["v_proj"]
+    assert by_role["gate_proj"] is by_role["up_proj"]
+    assert by_role["q_proj"] is not by_role["o_proj"]
+
+
+def test_fisher_is_the_second_moment_of_the_loss_gradient(loaded, windows):
+    """The streamed G equals autograd through the whole model with the same sampled labels."""
+    stream = CalibrationStream(
+        walker(loaded, windows), loaded.sketch, SeedTree(0), "d", sample_tokens=500
+    )
+    for _ in stream.forward():
+        pass
+    streamed = {name: s for found in stream.backward() for name, s in found.stats.items()}
+
+    generator = torch.Generator().manual_seed(SeedTree(0).child("labels").seed)
+    names = [site.name for site in loaded.sketch.sites if site.kind == "linear"]
+    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def keep(name):
+        def hook(_, __, output):
+            output.requires_grad_(True)
+            output.retain_grad()
+            outputs[name].append(output)
+
+        return hook
+
+    handles = [
+        loaded.model.get_submodule(name).register_forward_hook(keep(name)) for name in names
+    ]
+    for start in range(0, len(windows), 2):
+        logits = loaded.model(windows[start : start + 2]).logits.flatten(0, 1)
+        labels = torch.multinomial(torch.softmax(logits.detach(), -1), 1, generator=generator)
+        torch.nn.functional.cross_entropy(logits, labels.squeeze(1), reduction="sum").backward()
+    for handle in handles:
+        handle.remove()
+    for name in names:
+        gradient = torch.cat([output.grad.flatten(0, -2) for output in outputs[name]])
+        expected = gradient.T @ gradient / len(gradient)
+        scale = expected.abs().max()
+        assert (streamed[name].fisher - expected).abs().max() < 1e-3 * scale, name
+    assert stream.end.frequency.sum().item() == pytest.approx(1.0)
+
+
+def test_inputs_survive_the_trip_to_disk(tmp_path):
+    batches = [Batch(torch.randn(2, 3, 4), {}) for _ in range(3)]
+    spill = InputSpill(memory_limit_bytes=0)
+    spill.put(0, batches)
+    returned = spill.take(0, batches)
+    for before, after in zip(batches, returned, strict=True):
+        assert torch.equal(before.hidden, after.hidden)
