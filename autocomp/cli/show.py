@@ -67,9 +67,9 @@ def plan_table(found: "PlanTable", count: int) -> Table:
     table.add_column("site", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
     table.add_column("option", no_wrap=True)
-    table.add_column("bytes", justify="right")
-    table.add_column("KL nats", justify="right")
-    table.add_column("alternatives", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("KL nats", justify="right", no_wrap=True)
+    table.add_column("alternatives", overflow="fold")
     for row in found.rows:
         table.add_row(
             row.site,

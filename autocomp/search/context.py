@@ -10,11 +10,14 @@ import numpy as np
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
-from autocomp.search.correction import Effects
+from autocomp.search.correction import Effects, fit
 from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution, smallest, solve
 
 KINDS = ("quantized", "sparse", "low-rank", "bypassed")
 """Families of plans; a plan of several is named ``bypassed+sparse``."""
+
+FORCED = -1e6
+"""A score so low that every solution takes it, nats."""
 
 
 class Told(Protocol):
@@ -63,7 +66,7 @@ class Proposal:
         logical: Logical number of the trial.
         params: Canonical option index by group name.
         plan: What the parameters decode to.
-        origin: ``uniform``, ``probe:<family>``, ``knapsack``, ``ladder``, ``step`` or ``mutation``.
+        origin: ``uniform``, ``probe:<family>``, ``knapsack``, ``ladder``, ``step``, ``mutation``.
         family: Family of the plan.
         force_full: Measure to the top rung whatever the early rungs say.
     """
@@ -82,11 +85,12 @@ class Schedule:
 
     Args:
         uniforms: Most uniform baselines that are measured.
-        hopeless: Uniform baselines predicted to be this many times worse than the best are left out.
+        hopeless: Leave out uniform baselines predicted to be this many times worse than the best.
         ladder: Budgets of the ladder, the largest included.
         lowest: Smallest budget of the ladder as a share of the largest.
         at_budget: Share of refinements at the largest budget.
-        probe_share: Share of the groups (or sub-blocks, for bypasses) that a probe puts into its family.
+        probe_share: Share of the groups that a probe puts into its family.
+        probe_bypass_share: Share of the sub-blocks that the bypass probe drops.
     """
 
     uniforms: int = 8
@@ -95,6 +99,7 @@ class Schedule:
     lowest: float = 0.5
     at_budget: float = 0.7
     probe_share: float = 0.1
+    probe_bypass_share: float = 0.025
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,12 @@ class SearchContext:
 
     Args:
         space: Option lists, encode and decode.
-        problem: Uncorrected scores and upper-bound costs; its groups and sub-blocks are named and ordered like the
-            space's lists, option by option.
-        classes: Class of each option by group name (:func:`autocomp.search.correction.option_class`).
+        problem: Uncorrected scores and upper-bound costs; groups and sub-blocks bear the names of
+            the space's lists, options their order.
+        classes: Class of each option by group name (``correction.option_class``).
         roles: Role by group and sub-block name (``q_proj``, ``mlp``).
         budget_bytes: Limit of ``exact_bytes`` and of the problem's cost, bytes.
-        exact_bytes: What a plan really takes of the budget; never more than its cost in ``problem``.
+        exact_bytes: What a plan really takes of the budget; never above its cost in ``problem``.
         family_of: Family of a plan, such as ``bypassed+sparse``.
         schedule: How the trials are divided.
     """
@@ -131,17 +136,11 @@ class SearchContext:
     def uniforms(self) -> tuple[Solution, ...]:
         """Uniform baselines to measure: the best predicted of every option first, then runners-up.
 
-        One option for all decoder linears times one for embedding and head; of each option the largest embedding that
-        fits the budget and the next smaller one.
+        One option for all decoder linears times one for embedding and head; of each option the
+        largest embedding that fits the budget and the next smaller one.
         """
         inner, outer = self._shared_tokens(False), self._shared_tokens(True)
-        prior = Effects.of(
-            self.problem, self.classes, self.roles
-        ).log_prior  # κ₀, nothing measured
-        table = self.problem.score * np.exp(prior[: self.problem.score.size]).reshape(
-            self.problem.score.shape
-        )
-        problem = self.problem.with_scores(table, self.problem.bypass_score)
+        problem = fit(self.effects, []).apply()
         first, second = [], []
         for token in inner:
             fitting = [s for other in outer if (s := self._uniform(problem, token, other))]
@@ -154,7 +153,7 @@ class SearchContext:
         return tuple(worth[: self.schedule.uniforms])
 
     def _shared_tokens(self, outer: bool) -> list[str | None]:
-        """Return the tokens that all groups of one kind offer; ``[None]`` when there is no such group."""
+        """Return the tokens that all groups of one kind offer; ``[None]`` without such a group."""
         names = [g.name for g in self.problem.groups if self._is_outer(g.name) == outer]
         offered = [[spec.token() for spec in self.space.lists[name]] for name in names]
         if not offered:
@@ -191,7 +190,7 @@ class SearchContext:
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:
-        """The ladder: geometric, from the budget down, never near what cannot be reached without bypasses."""
+        """The ladder: geometric, from the budget down, reachable without bypasses."""
         kept = self.problem.with_scores(
             self.problem.score, np.full(len(self.problem.bypasses), np.inf)
         )
@@ -222,8 +221,8 @@ class SearchContext:
     def probe(self, problem: Problem, kind: str) -> Solution | None:
         """Return the best plan at the budget that belongs to a family; ``None`` when none fits.
 
-        ``quantized`` may use nothing else. For the others the groups (or sub-blocks) in which the family loses
-        least at the going price of a byte are made to use it.
+        ``quantized`` may use nothing else. For the others the groups (or sub-blocks) in which the
+        family loses least at the going price of a byte are made to use it.
         """
         price = marginal_price(problem, self.budget_bytes)
         score, bypass_score = problem.score.copy(), problem.bypass_score.copy()
@@ -238,7 +237,7 @@ class SearchContext:
             bypass_score[:] = np.inf
         elif kind == "bypassed":
             regret = bypass_score + price * problem.bypass_cost - least @ problem.membership
-            bypass_score[_least(regret, self.schedule.probe_share / 4)] = -1.0 / _TINY
+            bypass_score[_least(regret, self.schedule.probe_bypass_share)] = FORCED
         else:
             regret = np.where(mine, penalised, np.inf).min(axis=1) - least
             forced = _least(regret, self.schedule.probe_share)
@@ -251,9 +250,6 @@ class SearchContext:
         return solve(restricted, self.budget_bytes)
 
 
-_TINY = 1e-6
-
-
 def _least(values: Floats, share: float) -> Ints:
     """Return the indices of the smallest finite values, at least one where there is one."""
     count = max(1, round(share * len(values)))
@@ -262,7 +258,7 @@ def _least(values: Floats, share: float) -> Ints:
 
 
 def marginal_price(problem: Problem, budget: int) -> float:
-    """Return what a byte is worth at a budget: lost score a byte over the last 3 %, nats a byte."""
+    """Return what a byte is worth at a budget: score lost over the last 3 %, nats a byte."""
     least = smallest(problem)
     less = max(least.cost, int(0.97 * budget))
     if less >= budget:

@@ -1,19 +1,21 @@
 """Correct additive scores by the plans that were measured.
 
-The score of an option is a local prediction of its KL; assembled models are worse, by factors that differ between
-classes of options (measured on one model: 2 at 4 bits, 4.5 at 2 bits). The correction is
+The score of an option is a local prediction of its KL; assembled models are worse, by factors that
+differ between classes of options (measured on one model: 2 at 4 bits, 4.5 at 2 bits). The
+correction is
 
     log KL(plan) = log Σ_{i in plan} κ_i · score_i
-    log κ_i      = log κ₀(class) + common + class effect + role effect + site effect + option effect
+    log κ_i      = log κ₀(class) + effects of (everything, class, role, site, option)
 
-with independent normal priors on the effects. Few plans are measured and there are thousands of options, so every
-plan moves mostly the wide, shared effects, and the site effects of what it changed. The posterior mode is found by
-Gauss-Newton steps in the space of the measurements,
+with independent normal priors on the effects. Few plans are measured and there are thousands of
+options, so a plan moves mostly the wide, shared effects, and the site effects of what it changed.
+The posterior mode is found by Gauss-Newton steps in the space of the measurements,
 
     x ← P Jᵀ (J P Jᵀ + N)⁻¹ (log KL − f(x) + J x),
 
-with P the prior variances, N the noise variances and J = ∂f/∂x at the current x; a sample from the linearised
-posterior follows from a prior sample by Matheron's rule. Both cost milliseconds for a hundred plans.
+with P the prior variances, N the noise variances and J = ∂f/∂x at the current x; a sample from the
+linearised posterior follows from a prior sample by Matheron's rule. Both cost milliseconds for a
+hundred plans.
 
 Reference: Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, chapter 2,
 https://gaussianprocess.org/gpml/
@@ -35,7 +37,7 @@ SPREAD = {"common": 0.7, "class": 0.7, "role": 0.3, "site": 0.4, "option": 0.2}
 """Prior standard deviations of the effects on log κ."""
 
 _DRIFT = 0.25
-"""Noise added per unit of |log KL − log focus|: far plans say little about the plans that matter."""
+"""Noise per unit of |log KL − log focus|: far plans say little about the plans that matter."""
 
 _STEPS = 30
 _TINY = 1e-30
@@ -44,8 +46,8 @@ _TINY = 1e-30
 def option_class(spec: LayerSpec, kind: str = "linear") -> str:
     """Return the class of an option: what its correction is shared with.
 
-    ``w3``, ``sparse``, ``sparse-w4``, ``rank-w8``, ``dense``, ``bypass``; with ``embedding-`` or ``head-`` before
-    it for those kinds of site.
+    ``w3``, ``sparse``, ``sparse-w4``, ``rank-w8``, ``dense``, ``bypass``; with ``embedding-`` or
+    ``head-`` before it for those kinds of site.
     """
     if spec.structure is not None:
         return "bypass"
@@ -111,7 +113,7 @@ class Effects:
 
         Args:
             problem: Uncorrected scores.
-            classes: Class of each option by group name; groups only, sub-blocks are of class ``bypass``.
+            classes: Class of each option by group name; sub-blocks are of class ``bypass``.
             roles: Role of each group and sub-block by name; a missing one shares a nameless role.
         """
         width = problem.score.shape[1]
@@ -137,7 +139,7 @@ class Effects:
         return cls(problem, log_prior, design, np.array([SPREAD[kind] for kind, _ in number]))
 
     def row(self, choice: Ints, bypassed: Bools) -> Floats:
-        """Return the uncorrected score of every option that a plan uses, 0 elsewhere, (options,)."""
+        """Return the uncorrected scores of a plan's options, 0 elsewhere, shape (options,)."""
         problem = self.problem
         table = np.zeros_like(problem.score)
         rows = np.flatnonzero(problem.active(bypassed))
@@ -155,8 +157,8 @@ class Correction:
         gain: P Jᵀ (J P Jᵀ + N)⁻¹, shape (effects, plans).
         jacobian: J, shape (plans, effects).
         noise: Standard deviation of each measured log KL, shape (plans,).
-        leave_one_out: Root mean square error of log KL when each plan is predicted from the others; NaN for fewer
-            than two plans.
+        leave_one_out: Root mean square error of log KL when each plan is predicted from the
+            others; NaN for fewer than two plans.
     """
 
     effects: Effects
@@ -171,25 +173,26 @@ class Correction:
         """Posterior variance of log κ of every option, shape (options,)."""
         design, spread = self.effects.design, self.effects.spread
         explained = (design @ self.gain) * (design @ (spread[:, None] ** 2 * self.jacobian.T))
-        return np.maximum(design.power(2) @ spread**2 - explained.sum(axis=1), 0.0)
+        prior = design @ spread**2
+        return np.asarray(np.maximum(prior - explained.sum(axis=1), 0.0))
 
     @cached_property
     def factors(self) -> Floats:
         """Expected κ of every option, shape (options,): exp(mode + variance / 2)."""
-        return np.exp(self._log(self.mode) + self.variance / 2)
+        return np.asarray(np.exp(self._log(self.mode) + self.variance / 2))
 
     def sampled_factors(self, rng: np.random.Generator, temperature: float = 1.0) -> Floats:
         """Draw κ of every option from the posterior, shape (options,).
 
         Args:
             rng: Source of the draw.
-            temperature: Scales the deviation from the mode; at 0 the expected factors are returned.
+            temperature: Scales the deviation from the mode; 0 gives the expected factors.
         """
         prior = rng.normal(size=len(self.mode)) * self.effects.spread
         noise = rng.normal(size=len(self.noise)) * self.noise
         deviation = prior - self.gain @ (self.jacobian @ prior + noise)
         rest = (1 - temperature**2) * self.variance / 2
-        return np.exp(self._log(self.mode + temperature * deviation) + rest)
+        return np.asarray(np.exp(self._log(self.mode + temperature * deviation) + rest))
 
     def _log(self, values: Floats) -> Floats:
         return np.asarray(self.effects.log_prior + self.effects.design @ values)

@@ -1,13 +1,15 @@
 """What to try next: a pure function of the seed, the trial's number and the trials told before it.
 
-1. *Uniform* baselines: one option for all decoder linears times one for the embedding, within the budget.
-2. *Probes*: the best plan at the budget that must use sparsity, low rank or bypasses, or only quantization.
+1. *Uniform* baselines: one option for all decoder linears times one for the embedding.
+2. *Probes*: the best plan at the budget that must use sparsity, low rank or bypasses, or nothing
+   but quantization.
 3. *Ladder*: the corrected knapsack at the budget and at smaller ones.
-4. *Refinement*: around the best plan measured at a budget. A *step* solves the knapsack with scores drawn from
-   the posterior of the correction, and a bonus for the options of the best plan that is just large enough to leave
-   about r groups changed (a trust region: scores are local, and a plan that differs everywhere is where they are
-   wrong). A *mutation* switches one to three random groups or a sub-block, repairs the budget, and is the best of
-   many such by the same drawn scores. A *knapsack* is the plain solve at the posterior mode.
+4. *Refinement* around the best plan measured at a budget. A *step* solves the knapsack with scores
+   drawn from the posterior of the correction, and a bonus for the options of the best plan that is
+   just large enough to leave about r groups changed (a trust region: a plan that differs
+   everywhere is where scores are wrong). A *mutation* switches one to three random groups or a
+   sub-block, repairs the budget, and is the best of many such by drawn scores. A *knapsack* is the
+   plain solve, near the expected scores.
 
 A plan that was told before is drawn again, so no trial is spent twice on one plan.
 
@@ -44,7 +46,7 @@ def propose(
         told: Trials told so far; only those with a smaller logical number are looked at.
 
     Returns:
-        The proposal, or ``None`` when no new plan was found: the space is exhausted near the best plans.
+        The proposal, or ``None`` when no new plan was found: the space is exhausted near the best.
 
     Raises:
         InfeasibleError: If the budget is below the smallest reachable size.
@@ -82,8 +84,8 @@ def propose(
 
 def _opening(
     index: int, context: SearchContext, told: Sequence[Told]
-) -> tuple[Solution, str, bool] | None:
-    """Return the scheduled solution of an early trial, its origin, and whether it must be measured fully."""
+) -> tuple[Solution | None, str, bool] | None:
+    """Return the scheduled solution of an early trial, its origin, and whether to force it."""
     if index < len(context.uniforms):
         return context.uniforms[index], "uniform", False
     index -= len(context.uniforms)
@@ -160,7 +162,7 @@ def changes(problem: Problem, one: Solution, other: Solution) -> int:
 def step(problem: Problem, around: Solution, budget: int, size: int) -> Solution:
     """Solve with about ``size`` groups changed from a solution.
 
-    The options of ``around`` get a bonus on their score; the bonus that leaves ``size`` changes is bisected.
+    The options of ``around`` get a bonus on their score, bisected until ``size`` groups change.
     """
     rows = np.flatnonzero(problem.active(around.bypassed))
     high = float(np.abs(problem.score[rows, around.choice[rows]]).sum()) + 1e-12

@@ -137,10 +137,8 @@ def check_tokens(name: str) -> None:
     for token, spec in specs.items():
         assert spec.token() == token
         assert LayerSpec.parse(spec.token()) == spec
-        part: Spec
-        for part in spec.filled():
-            assert isinstance(part, Spec)
-    assert len({hash(spec) for spec in specs.values()}) == len(set(written))
+        assert all(isinstance(part, Spec) for part in spec.filled())
+    assert len(set(specs.values())) == len(set(written))
     _refused(PlanError, LayerSpec.parse, f"{name}-nonsense")
 
 

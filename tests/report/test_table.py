@@ -49,7 +49,8 @@ def test_families_and_timings(info):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(None, "–"), (80_000_000, "80.00"), (79_980_000, "79.98"), (39_400, "0.0394")]
+    ("value", "shown"),
+    [(None, "–"), (80_000_000, "80.00"), (79_980_000, "79.98"), (39_400, "0.0394")],
 )
 def test_megabytes(value, shown):
     assert megabytes(value) == shown

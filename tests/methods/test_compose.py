@@ -1,0 +1,136 @@
+import pytest
+import torch
+
+from autocomp.core.errors import NumericalError, PlanError, UnsupportedError
+from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.core.stats import Needs, Stats
+from autocomp.methods import compose
+from autocomp.methods.pruning.sparsegpt import SparseGpt, SparseGptSpec
+from autocomp.methods.pruning.wanda import Wanda, WandaSpec
+from autocomp.testing.methods import compress, output_error, site
+
+
+def error(token, seeds=5):
+    """Return the output error of a token, summed over seeds."""
+    total = 0.0
+    for seed in range(seeds):
+        weight, stats = site(seed)
+        dense = compress(token, weight, stats, "float16").to_dense()
+        total += output_error(weight, dense, stats)
+    return total
+
+
+def test_dense_is_the_weight_in_the_storage_dtype():
+    weight = site()[0]
+    stored = compose.compress(weight, DENSE, None, "bfloat16")
+    assert torch.equal(stored.to_dense(), weight.to(torch.bfloat16).float())
+    assert stored.nbytes == compose.layout(DENSE, (24, 32), "bfloat16").nbytes == 2 * 24 * 32
+    with pytest.raises(NumericalError, match="range of torch.float16"):
+        compose.compress(1e6 * weight, DENSE, None, "float16")
+
+
+def test_needs_and_versions_are_those_of_the_parts():
+    spec = LayerSpec.parse("wanda-s50+gptq-w4g8")
+    assert compose.needs(spec) == {Needs.NORMS, Needs.HESSIAN}
+    assert compose.version(spec) == "wanda@1+gptq@1"
+    assert compose.needs(DENSE) == frozenset()
+    assert compose.version(DENSE) == "dense@1"
+
+
+def test_slots_that_do_not_go_together_are_refused():
+    spec = LayerSpec.parse("svd-r8+wanda-s50")
+    for call in (
+        lambda: compose.layout(spec, (24, 32), "float16"),
+        lambda: compose.check(spec, "linear", (24, 32)),
+        lambda: compose.compress(site()[0], spec, None, "float16"),
+    ):
+        with pytest.raises(UnsupportedError, match=r"factor \+ mask do not go together"):
+            call()
+
+
+def test_check_names_the_site_kind():
+    compose.check(LayerSpec.parse("rtn-w4g8"), "embedding", (24, 32))
+    compose.check(DENSE, "subblock", (0, 0))
+    for kind in ("embedding", "head", "subblock"):
+        with pytest.raises(UnsupportedError, match=f"not to a site of kind '{kind}'"):
+            compose.check(LayerSpec.parse("wanda-s50+rtn-w4"), kind, (24, 32))
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (24, 0), (24,)])
+def test_weights_without_entries_are_refused(shape):
+    with pytest.raises(PlanError, match="shape"):
+        compose.compress(torch.zeros(shape), LayerSpec.parse("rtn-w4"), None, "float16")
+
+
+@pytest.mark.parametrize("mask", ["magnitude-s50", "wanda-s50", "wanda-2:4"])
+def test_fixed_mask_with_nearest_rounding(mask):
+    """Mask first, then the grid of what is kept and zero."""
+    weight, stats = site()
+    pruned = weight * (compress(mask, weight, stats, "float32").to_dense() != 0)
+    rounded = compress("rtn-w4g8", pruned, stats, "float16").to_dense()
+    assert torch.equal(compress(f"{mask}+rtn-w4g8", weight, stats, "float16").to_dense(), rounded)
+
+
+def test_fixed_mask_stays_when_rounding_feeds_back():
+    weight, stats = site()
+    keep = Wanda().mask(weight, WandaSpec(0.5), stats)
+    dense = compress("wanda-s50+gptq-w8", weight, stats, "float16").to_dense()
+    assert bool((dense[~keep] == 0).all())
+    assert error("wanda-s50+gptq-w3g8") < error("wanda-s50+rtn-w3g8")
+
+
+def test_pruning_and_rounding_share_one_solver():
+    """Rounding in the same run costs less than rounding what was pruned before."""
+    weight, stats = site()
+    joint = compress("sparsegpt-s50+rtn-w3g8", weight, stats, "float16").to_dense()
+    pruned = compress("sparsegpt-s50", weight, stats, "float32").to_dense()
+    after = compress("rtn-w3g8", pruned, stats, "float16").to_dense()
+    assert output_error(weight, joint, stats) < output_error(weight, after, stats)
+    assert error("sparsegpt-s50+gptq-w4g8") < error("wanda-s50+gptq-w4g8")
+
+
+def test_fine_grid_leaves_the_mask_of_pruning_alone():
+    weight, stats = site()
+    keep = SparseGpt().mask(weight, SparseGptSpec(keep=2, m=4), stats)
+    for quantizer in ("rtn-w8g8", "gptq-w8g8"):  # a pattern keeps the natural order
+        joint = compress(f"sparsegpt-2:4+{quantizer}", weight, stats, "float16").to_dense()
+        agreement = ((joint != 0) == keep).float().mean()
+        assert float(agreement) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("group_size", "inputs", "expected"),
+    [(None, 24, None), (64, 128, 64), (64, 96, 48), (64, 24, 24), (64, 208, 52), (16, 17, 1)],
+)
+def test_group_of_a_factor_is_the_largest_divisor(group_size, inputs, expected):
+    assert compose.factor_group(group_size, inputs) == expected
+
+
+def test_rounded_factors_approach_the_factors():
+    coarse, fine = (error(f"wsvd-r8+gptq-w{bits}g8") for bits in (3, 8))
+    exact = error("wsvd-r8")
+    assert exact < fine < 1.01 * exact < coarse
+
+
+def test_feedback_and_refit_beat_rounding_each_factor():
+    weight, stats = site()
+    left, right = (
+        compress("rtn-w3g8", factor, None, "float16").to_dense()
+        for factor in whitened_factors(weight, stats)
+    )
+    naive = output_error(weight, left @ right, stats)
+    dense = compress("wsvd-r8+gptq-w3g8", weight, stats, "float16").to_dense()
+    assert output_error(weight, dense, stats) < 0.9 * naive
+
+
+def whitened_factors(weight, stats):
+    packed = compress("wsvd-r8", weight, stats, "float32")
+    return (part.to_dense() for part in packed.layout.unpack(packed.tensors))
+
+
+def test_stats_need_only_what_is_asked_for():
+    weight, stats = site()
+    lean = Stats(hessian=stats.hessian)
+    compress("sparsegpt-s50+gptq-w4g8", weight, lean, "float16").check()
+    with pytest.raises(PlanError, match="wanda needs the calibration statistic 'norms'"):
+        compress("wanda-s50", weight, lean, "float16")
