@@ -57,14 +57,15 @@ class OptionSpace:
     def log10_size(self) -> float:
         """Decimal logarithm of the number of distinct plans (inert parameters not counted)."""
         owner = self.sketch.owner
-        droppable = {name for name in self.lists if self.sketch[name].kind == "subblock"}
+        droppable = [name for name in self.groups if self.sketch[name].kind == "subblock"]
         ways: dict[str | None, float] = dict.fromkeys((None, *droppable), 0.0)
-        for name in set(self.groups) - droppable:
-            block = owner.get(name)
-            ways[block if block in droppable else None] += math.log10(len(self.lists[name]))
+        for name in self.groups:
+            if name not in droppable:
+                block = owner.get(name)
+                ways[block if block in droppable else None] += math.log10(len(self.lists[name]))
         # 10^n ways to keep a sub-block and one to drop it: log10(10^n + 1), without overflow.
-        once = {block: math.log1p(10.0 ** -ways[block]) / math.log(10) for block in droppable}
-        return sum(ways.values()) + sum(once.values())
+        once = [math.log1p(10.0 ** -ways[block]) / math.log(10) for block in droppable]
+        return sum(ways.values()) + sum(once)
 
     def distributions(self) -> dict[str, IntDistribution]:
         """Return Optuna's integer range of every parameter, by group name."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from autocomp.calibrate.walker import Batch, BlockWalker, watch_inputs, watch_outputs
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.stats import Stats
+from autocomp.models.device import bf16_products
 
 
 class _InputMoments:
@@ -27,11 +28,12 @@ class _InputMoments:
         self._wanted = sample_tokens
 
     def add(self, rows: Tensor) -> None:
-        rows = rows.float()
+        dtype, rows = rows.dtype, rows.float()
         if self.moment is None:
             self.moment = rows.new_zeros(rows.shape[1], rows.shape[1])
             self.absmax = rows.new_zeros(rows.shape[1])
-        self.moment.addmm_(rows.T, rows)
+        with bf16_products(dtype):
+            self.moment.addmm_(rows.T, rows)
         torch.maximum(self.absmax, rows.abs().amax(dim=0), out=self.absmax)
         self.tokens += len(rows)
         if self._wanted > 0:
@@ -100,10 +102,11 @@ class _OutputMoments:
         self._wanted = sample_tokens
 
     def add(self, gradient: Tensor) -> None:
-        gradient = gradient.float()
+        dtype, gradient = gradient.dtype, gradient.float()
         if self.moment is None:
             self.moment = gradient.new_zeros(gradient.shape[1], gradient.shape[1])
-        self.moment.addmm_(gradient.T, gradient)
+        with bf16_products(dtype):
+            self.moment.addmm_(gradient.T, gradient)
         self.tokens += len(gradient)
         if self._wanted > 0:
             self.sample.append(gradient[: self._wanted].clone())

@@ -21,6 +21,7 @@ from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Sketch
 from autocomp.core.stats import Stats
+from autocomp.models.device import bf16_products
 
 HEAD_CHUNK_TOKENS = 256
 
@@ -90,6 +91,21 @@ class InputSpill:
         return [batch.with_hidden(hidden) for batch, hidden in zip(like, kept_hidden, strict=True)]
 
 
+def draw_labels(share: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one label a row by inverting the cumulative distribution.
+
+    Args:
+        share: (rows, labels), probabilities.
+        generator: On the CPU, so that every device draws alike.
+
+    Returns:
+        (rows, 1) int64.
+    """
+    level = torch.rand(len(share), 1, generator=generator).to(share.device)
+    below = share.cumsum(dim=-1)
+    return torch.searchsorted(below, level * below[:, -1:]).clamp_max_(share.shape[1] - 1)
+
+
 class CalibrationStream:
     """Runs the pass described in the module docstring.
 
@@ -125,10 +141,11 @@ class CalibrationStream:
             above = torch.empty_like(rows)
             for start in range(0, len(rows), HEAD_CHUNK_TOKENS):
                 piece = slice(start, start + HEAD_CHUNK_TOKENS)
-                share = torch.softmax(rows[piece] @ weight.T, dim=-1)
-                labels = torch.multinomial(share.cpu(), 1, generator=generator).to(share.device)
-                share.scatter_add_(1, labels, -torch.ones_like(labels, dtype=share.dtype))
-                torch.mm(share, weight, out=above[piece])
+                with bf16_products(batch.hidden.dtype):
+                    share = torch.softmax(rows[piece] @ weight.T, dim=-1)
+                    labels = draw_labels(share, generator)
+                    share.scatter_add_(1, labels, share.new_full(labels.shape, -1.0))
+                    torch.mm(share, weight, out=above[piece])
             above_shaped = above.view_as(normed).to(normed.dtype)
             gradients.append(torch.autograd.grad(normed, hidden, above_shaped)[0])
             if wanted > 0:

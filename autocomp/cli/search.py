@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
@@ -11,9 +12,13 @@ from autocomp.cli.console import console, progress, show, show_json
 from autocomp.cli.libraries import quiet_libraries
 from autocomp.cli.options import Budget, Length, Output, Place, Source, Space, study_config
 from autocomp.cli.studies import StudyView, new_study_place, open_view, summarise
+from autocomp.config import StudyConfig
 from autocomp.core.errors import InfeasibleError
 from autocomp.report.front import FrontInfo
 from autocomp.report.table import megabytes, render_families, render_table, render_timings
+
+if TYPE_CHECKING:
+    from autocomp.search.result import SearchResult
 
 
 def search(
@@ -30,18 +35,8 @@ def search(
     """
     config = study_config(source, budget, space, length)
     study_dir, storage = new_study_place(config, place)
-    from autocomp.search.estimate import estimate
-    from autocomp.search.run import run_search
-    from autocomp.search.setup import Setup
-
-    quiet_libraries()
     try:
-        if not output.quiet:
-            console(stderr=True).print(estimate_table(estimate(config), config))
-        Setup.of(config).check_feasible()
-        with progress(quiet=output.quiet) as listener:
-            listener.log(f"study: {storage or study_dir}")
-            result = run_search(config, study_dir=study_dir, storage=storage, progress=listener)
+        result = _searched(config, study_dir, storage, quiet=output.quiet)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"Everything measured is saved in {storage or study_dir}. Resume with the same "
@@ -58,6 +53,23 @@ def search(
             "no plan within the budget was finished. Raise --max-bytes, add smaller options, or "
             "give more --trials."
         )
+
+
+def _searched(
+    config: StudyConfig, study_dir: Path, storage: str | None, *, quiet: bool
+) -> "SearchResult":
+    """Estimate, refuse what is infeasible, and search."""
+    from autocomp.search.estimate import estimate
+    from autocomp.search.run import run_search
+    from autocomp.search.setup import Setup
+
+    quiet_libraries()
+    if not quiet:
+        console(stderr=True).print(estimate_table(estimate(config), config))
+    Setup.of(config).check_feasible()
+    with progress(quiet=quiet) as listener:
+        listener.log(f"study: {storage or study_dir}")
+        return run_search(config, study_dir=study_dir, storage=storage, progress=listener)
 
 
 def report(info: FrontInfo) -> list[RenderableType]:

@@ -1,12 +1,13 @@
 """What a plan costs, predicted from shapes: bytes of the file, peak memory."""
 
-from autocomp.cost.bytes import fixed_bytes, native_infos, site_bytes, weight_bytes
+from autocomp.cost.bytes import fixed_bytes, is_bypassed, native_infos, site_bytes, weight_bytes
 from autocomp.cost.memory import activation_bytes, cache_bytes, peak_memory_bytes
 
 __all__ = [
     "activation_bytes",
     "cache_bytes",
     "fixed_bytes",
+    "is_bypassed",
     "native_infos",
     "peak_memory_bytes",
     "site_bytes",

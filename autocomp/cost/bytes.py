@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from autocomp.core.errors import PlanError
 from autocomp.core.plan import Plan
 from autocomp.core.registry import load_object
 from autocomp.core.sketch import Site, Sketch, TensorInfo
@@ -36,19 +37,30 @@ def site_layout(sketch: Sketch, site: str, spec: LayerSpec) -> Format:
     return layout
 
 
+def is_bypassed(sketch: Sketch, plan: Plan, site: str) -> bool:
+    """Return whether a linear lies in a sub-block that the plan bypasses: it has no tensors."""
+    owner = sketch.owner.get(site)
+    return owner is not None and plan[owner] != DENSE
+
+
 def native_infos(sketch: Sketch, plan: Plan) -> dict[str, TensorInfo]:
     """Return every tensor of the native weight file: ``<site>.<local name>`` and the rest.
 
     A bypassed sub-block has no tensors: neither its linears nor its biases and inner norms.
 
     Raises:
-        PlanError: If a spec does not fit its site.
+        PlanError: If a spec does not fit its site, or the plan names a site that is not there.
         UnsupportedError: If the methods of a spec do not go together.
     """
+    unknown = plan.layers.keys() - sketch.by_name.keys()
+    if unknown:
+        raise PlanError(
+            f"the plan is for another model: {sketch.model} has no site {sorted(unknown)[0]!r}."
+        )
     bypassed = {site.name for site in sketch.subblocks() if plan[site.name] != DENSE}
     infos: dict[str, TensorInfo] = {}
     for site in sketch.weights():
-        if sketch.owner.get(site.name) not in bypassed:
+        if not is_bypassed(sketch, plan, site.name):
             infos.update(_site_infos(sketch, site.name, plan[site.name]))
     for name, info in sketch.rest.items():
         if not any(name.startswith(f"{subblock}.") for subblock in bypassed):

@@ -8,7 +8,9 @@ where ``C = Σ p log p`` and ``E = Ŵᵀ p``. Both are numbers of the base: ``hi
 instead of a vocabulary. A candidate with another head needs its own ``E``, kept by the head's spec
 token.
 
-Nothing of the size (tokens, vocabulary) exists beyond one chunk, and everything here is fp32.
+Nothing of the size (tokens, vocabulary) exists beyond one chunk, and everything here is fp32; the
+products that make logits read bf16 values where body and head are bf16, so they lose nothing to
+bf16 inputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from autocomp.models.device import bf16_products
 
 CHUNK_TOKENS = 256
 
@@ -72,13 +75,16 @@ class BaseReference:
         hidden: list[Tensor] = []
         for start in range(0, len(windows), batch_size):
             hidden.append(final_hidden(model, windows[start : start + batch_size]))
+        self._dtype = hidden[0].dtype
         self._hidden = torch.cat(hidden)[:, :-1].float()
         self._entropy: dict[int, Tensor] = {}
         self._nll: dict[int, float] = {}
         self._expected: dict[tuple[str, int], Tensor] = {}
 
     def _probabilities(self, window: int, piece: slice) -> tuple[Tensor, Tensor]:
-        log_p = torch.log_softmax(self._hidden[window, piece] @ self._weight.T, dim=-1)
+        with bf16_products(self._dtype):
+            logits = self._hidden[window, piece] @ self._weight.T
+        log_p = torch.log_softmax(logits, dim=-1)
         return log_p.exp(), log_p
 
     def nll_nats(self) -> list[float]:
@@ -142,10 +148,12 @@ class DivergenceMeter:
         nll: list[float] = []
         for start in range(0, len(windows), self.reference.batch_size):
             chosen = list(windows[start : start + self.reference.batch_size])
-            hidden = final_hidden(model, ids[chosen])[:, :-1].float()
+            hidden = final_hidden(model, ids[chosen])[:, :-1]
             for row, window in enumerate(chosen):
                 labels = ids[window, 1:].to(hidden.device)
-                values = self._window(hidden[row], head, window, labels, head_token)
+                base = self.reference.expectation(window, head, head_token)
+                with bf16_products(hidden.dtype):
+                    values = self._window(hidden[row].float(), head, labels, base)
                 kl.append(values[0])
                 nll.append(values[1])
             if advance is not None:
@@ -153,9 +161,9 @@ class DivergenceMeter:
         return WindowScores(tuple(kl), tuple(nll), len(windows) * (ids.shape[1] - 1))
 
     def _window(
-        self, hidden: Tensor, head: Tensor, window: int, labels: Tensor, head_token: str
+        self, hidden: Tensor, head: Tensor, labels: Tensor, base: tuple[Tensor, Tensor]
     ) -> tuple[float, float]:
-        entropy, expected = self.reference.expectation(window, head, head_token)
+        entropy, expected = base
         normaliser, chosen = [], []
         for piece in _chunks(len(hidden)):
             logits = hidden[piece] @ head.T

@@ -16,12 +16,6 @@ CONFIDENCE = 0.95
 MIN_RATIO = {True: 1.6, False: 1.15}
 
 
-def spread_order(count: int) -> list[int]:
-    """Return 0..count-1 so that every prefix is spread evenly (bit-reversed order)."""
-    bits = max(1, (count - 1).bit_length())
-    return sorted(range(count), key=lambda i: int(format(i, f"0{bits}b")[::-1], 2))
-
-
 @dataclass(frozen=True, slots=True)
 class Ladder:
     """Window counts a rung, smallest first; the last rung is full fidelity."""

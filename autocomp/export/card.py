@@ -8,6 +8,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from autocomp import __version__
+from autocomp.core.spec import DENSE
+from autocomp.cost.bytes import is_bypassed
 from autocomp.layers.native import native_sketch, read_extra, read_plan
 from autocomp.models.reference import HUB_NAME, REFERENCE
 
@@ -74,9 +76,9 @@ def _hub_id(base: str | None) -> str | None:
 def _tokens(artefact: Path) -> list[tuple[str, int]]:
     """Return how many sites each token was given, most first; members of a bypass do not count."""
     plan, sketch = read_plan(artefact), native_sketch(artefact)
-    gone = {s.name for s in sketch.subblocks() if plan[s.name].structure is not None}
-    sites = [s.name for s in sketch.weights() if sketch.owner.get(s.name) not in gone]
-    return Counter(plan[name].token() for name in (*sites, *gone)).most_common()
+    stored = [s.name for s in sketch.weights() if not is_bypassed(sketch, plan, s.name)]
+    gone = [s.name for s in sketch.subblocks() if plan[s.name] != DENSE]
+    return Counter(plan[name].token() for name in stored + gone).most_common()
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

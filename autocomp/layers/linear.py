@@ -63,6 +63,7 @@ class CompressedModule(Packed):
         self.like: Tensor
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self._decoded: Tensor | None = None
+        self.register_load_state_dict_post_hook(_forget)
 
     def compressed(self) -> CompressedWeight:
         """Return the packed weight."""
@@ -72,9 +73,13 @@ class CompressedModule(Packed):
     def weight(self) -> Tensor:
         """The decoded weight, (out, in), in the compute dtype."""
         if self._decoded is None:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._decoded = self.layout.to_dense(self.packed()).to(self.like)
         return self._decoded
+
+    def keep_rounded(self, dtype: torch.dtype) -> None:
+        """Round the decoded copy to ``dtype``, as a dense file would, in the compute dtype."""
+        self._decoded = self.weight.to(dtype).to(self.like)
 
     def forget(self) -> None:
         """Drop the decoded copy; the next use decodes again."""
@@ -85,14 +90,15 @@ class CompressedModule(Packed):
         self.forget()
         return super()._apply(fn, recurse)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Drop the decoded copy when the packed tensors change."""
-        self.forget()
-        return super().load_state_dict(*args, **kwargs)
-
     def extra_repr(self) -> str:
         """Return shape and format, for ``print(model)``."""
         return f"{self.in_features}, {self.out_features}, format={self.layout.name}"
+
+
+def _forget(module: nn.Module, _: Any) -> None:
+    """Drop a decoded copy whose packed tensors have just been loaded anew."""
+    if isinstance(module, CompressedModule):
+        module.forget()
 
 
 class CompressedLinear(CompressedModule):

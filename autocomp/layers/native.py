@@ -20,7 +20,7 @@ from autocomp.core.errors import ConfigError, PlanError, StoreError
 from autocomp.core.plan import PLAN_VERSION, Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE
-from autocomp.cost.bytes import native_infos, native_metadata, site_layout
+from autocomp.cost.bytes import is_bypassed, native_infos, native_metadata, site_layout
 from autocomp.formats.base import CompressedWeight, tensor_info, torch_dtype
 from autocomp.formats.io import load as load_tensors
 from autocomp.formats.io import save as save_tensors
@@ -74,8 +74,8 @@ def write_native(
     tensors = {
         f"{site}.{local}": tensor
         for site, weight in weights.items()
+        if not is_bypassed(sketch, plan, site)
         for local, tensor in weight.tensors.items()
-        if f"{site}.{local}" in infos
     }
     state = model.state_dict()
     for name in sketch.rest.keys() & infos.keys():
@@ -169,7 +169,8 @@ def load(
             replace_module(model, site.name, bypassed(model.get_submodule(site.name)))
     if not number_caches(model, attentions):
         set_cache_use(model, False, False)
-    return model.to(device).eval().requires_grad_(False)
+    torch.nn.Module.to(model, device)
+    return model.eval().requires_grad_(False)
 
 
 def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -226,10 +227,9 @@ def _place(
     """Put the tensors into the empty model: packed sites as modules, the rest as parameters."""
     embedding_site = next(site for site in sketch.weights() if site.kind == "embedding")
     tied = all(site.kind != "head" for site in sketch.sites)
-    missing = {site.name for site in sketch.subblocks() if plan[site.name] != DENSE}
     rest = {name: tensors[name] for name in sketch.rest if name in tensors}
     for site in sketch.weights():
-        if sketch.owner.get(site.name) in missing:
+        if is_bypassed(sketch, plan, site.name):
             continue
         layout = site_layout(sketch, site.name, plan[site.name])
         local = {name: tensors[f"{site.name}.{name}"] for name in layout.tensors()}

@@ -1,5 +1,8 @@
 """Which device and which dtype a body runs in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from autocomp.core.errors import ConfigError
@@ -38,3 +41,25 @@ def body_dtype(device: torch.device) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def bf16_products(dtype: torch.dtype) -> Iterator[None]:
+    """Let fp32 matrix products round their inputs to bf16 (TF32 on CUDA) while the context lasts.
+
+    Products of tensors that already hold bf16 values lose nothing by it: sums and results stay
+    fp32. It is twice as fast or more where the hardware multiplies bf16.
+
+    Args:
+        dtype: Dtype that the inputs came from; anything but bf16 leaves products as they are.
+    """
+    if dtype != torch.bfloat16:
+        yield
+        return
+    processor, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = processor.fp32_precision, cuda.fp32_precision
+    processor.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
+    try:
+        yield
+    finally:
+        processor.fp32_precision, cuda.fp32_precision = before

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The search: proposals, the study that records them, and the finish of the best."""

@@ -66,9 +66,9 @@ class Proposal:
         logical: Logical number of the trial.
         params: Canonical option index by group name.
         plan: What the parameters decode to.
-        origin: ``uniform``, ``probe:<family>``, ``knapsack``, ``ladder``, ``step``, ``mutation``.
+        origin: ``uniform``, ``probe:<family>``, ``knapsack:score``, ``knapsack``, ``ladder``,
+            ``step`` or ``mutation``.
         family: Family of the plan.
-        force_full: Measure to the top rung whatever the early rungs say.
     """
 
     logical: int
@@ -76,7 +76,6 @@ class Proposal:
     plan: Plan
     origin: str
     family: str
-    force_full: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 1. *Uniform* baselines: one option for all decoder linears times one for the embedding.
 2. *Probes*: the best plan at the budget that must use sparsity, low rank or bypasses, or nothing
    but quantization.
-3. *Ladder*: the corrected knapsack at the budget and at smaller ones.
+3. *Ladder*: the knapsack at the budget with uncorrected scores, then with corrected ones, and at
+   smaller budgets.
 4. *Refinement* around the best plan measured at a budget. A *step* solves the knapsack with scores
    drawn from the posterior of the correction, and a bonus for the options of the best plan that is
    just large enough to leave about r groups changed (a trust region: a plan that differs
@@ -54,7 +55,7 @@ def propose(
     told = sorted((t for t in told if t.logical < index), key=lambda t: t.logical)
     known = {frozenset(t.params.items()) for t in told}
 
-    def fresh(solution: Solution | None, origin: str, full: bool) -> Proposal | None:
+    def fresh(solution: Solution | None, origin: str) -> Proposal | None:
         if solution is None:
             return None
         params = context.params(solution)
@@ -69,7 +70,6 @@ def propose(
             plan=plan,
             origin=origin,
             family=context.family_of(plan),
-            force_full=full,
         )
 
     opening = _opening(index, context, told)
@@ -77,27 +77,30 @@ def propose(
         return proposal
     rng = seed.child("trial", index).numpy()
     for _ in range(ATTEMPTS):
-        if proposal := fresh(*_refine(rng, context, told), False):
+        if proposal := fresh(*_refine(rng, context, told)):
             return proposal
     return None
 
 
 def _opening(
     index: int, context: SearchContext, told: Sequence[Told]
-) -> tuple[Solution | None, str, bool] | None:
-    """Return the scheduled solution of an early trial, its origin, and whether to force it."""
+) -> tuple[Solution | None, str] | None:
+    """Return the scheduled solution of an early trial, and its origin."""
     if index < len(context.uniforms):
-        return context.uniforms[index], "uniform", False
+        return context.uniforms[index], "uniform"
     index -= len(context.uniforms)
     if index < len(context.kinds):
         kind = context.kinds[index]
         problem = correction_of(context, told).apply()
-        return context.probe(problem, kind), f"probe:{kind}", True
+        return context.probe(problem, kind), f"probe:{kind}"
     index -= len(context.kinds)
+    if index == 0:
+        return solve(context.problem, context.budget_bytes), "knapsack:score"
+    index -= 1
     if index < len(context.budgets):
         budget = context.budgets[index]
         problem = correction_of(context, told, best_within(context, told, budget)).apply()
-        return solve(problem, budget), "knapsack" if index == 0 else "ladder", index == 0
+        return solve(problem, budget), "knapsack" if index == 0 else "ladder"
     return None
 
 

@@ -34,6 +34,7 @@ SCORES_FILE = "scores.json"
 TIMINGS_FILE = "timings.json"
 ARTEFACTS = "artefacts"
 UNIFORM = "uniform"
+ALWAYS_FULL = (UNIFORM, "probe", "knapsack:score")
 
 
 def _write_json(path: Path, data: object) -> None:
@@ -155,7 +156,7 @@ class Search:
             and record.logical < logical
             and record.weight_bytes <= self.setup.costs(plan)["weight_bytes"]
         ]
-        full = origin == UNIFORM or origin.startswith("probe")
+        full = origin.startswith(ALWAYS_FULL)
         try:
             outcome = evaluate_plan(self.bench, plan, None if full else _gate(rivals))
         except NumericalError as error:

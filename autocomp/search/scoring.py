@@ -13,6 +13,7 @@ from autocomp.core.progress import Progress
 from autocomp.core.sketch import Site
 from autocomp.core.spec import LayerSpec
 from autocomp.env import cache_dir
+from autocomp.models.device import bf16_products
 from autocomp.search.scores import LINEAR_SCORES, embedding_score, head_score
 from autocomp.search.workbench import SAMPLE_TOKENS, Workbench, method_version
 
@@ -109,7 +110,8 @@ def score_options(
             options[name] = {}
             for spec in lists.get(name, ()):
                 dense = bench.compressed(name, spec, stats).to_dense().to(weight.device)
-                options[name][spec.token()] = LINEAR_SCORES[score](dense - weight, stats)
+                with bf16_products(bench.dtype):  # a score is right to tens of percent at best
+                    options[name][spec.token()] = LINEAR_SCORES[score](dense - weight, stats)
         progress.advance()
     progress.finish(f"{sum(map(len, options.values()))} compressed weights")
     if stream.end is None:

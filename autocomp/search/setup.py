@@ -15,7 +15,7 @@ from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import fixed_bytes, site_bytes, weight_bytes
 from autocomp.cost.memory import attentions, cache_bytes, peak_memory_bytes
 from autocomp.models import sketch_of
-from autocomp.search.knapsack import Bypass, Group, Problem, Solution, largest, smallest
+from autocomp.search.knapsack import Bypass, Group, Problem, Solution, smallest
 from autocomp.search.scoring import ScoreTable
 
 OptionSpace = load_object("autocomp.search_spaces._options:OptionSpace")
@@ -121,7 +121,8 @@ class Setup:
     @cached_property
     def largest_bytes(self) -> int:
         """Bytes of the largest plan of the space."""
-        return int(largest(self.problem(None)).cost)
+        problem = self.problem(None)
+        return problem.fixed_cost + sum(int(group.cost.max()) for group in problem.groups)
 
     @cached_property
     def smallest_bytes(self) -> int:

@@ -145,6 +145,7 @@ def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
         ConfigError: If the URL cannot be understood or its driver is not installed.
         StoreError: If the storage cannot be reached, read or written.
     """
+    place = without_password(storage or str(study_dir))
     try:
         if storage is None or "://" not in storage:
             path = study_dir / JOURNAL_NAME if storage is None else Path(storage)
@@ -155,12 +156,12 @@ def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
         return _relational(storage)
     except (ImportError, ValueError, ArgumentError) as error:
         raise ConfigError(
-            f"cannot open the study storage {_without_password(storage)!r}: {error}. Give a path, "
+            f"cannot open the study storage {place!r}: {error}. Give a path, "
             "sqlite:///file, postgresql://… or redis://…, and install the driver it needs."
         ) from error
     except (OSError, SQLAlchemyError, StorageInternalError) as error:
         raise StoreError(
-            f"cannot open the study storage {_without_password(storage) or study_dir}: {error}. "
+            f"cannot open the study storage {place}: {error}. "
             "Check that it exists and that you may write to it."
         ) from error
 
@@ -204,9 +205,9 @@ def existing_storage(source: str | Path) -> tuple[BaseStorage, Path | None]:
     return open_storage(str(journal), journal.parent), journal.parent
 
 
-def _without_password(url: str | None) -> str | None:
-    """Return a URL without its user and password, for messages."""
-    if url is None or "@" not in url:
+def without_password(url: str) -> str:
+    """Return a URL without its user and password, for messages; a path as it is."""
+    if "://" not in url:
         return url
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"

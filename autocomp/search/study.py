@@ -40,7 +40,7 @@ from autocomp.search.records import (
     TrialRecord,
     to_record,
 )
-from autocomp.search.storage import existing_storage, open_storage
+from autocomp.search.storage import existing_storage, open_storage, without_password
 
 DEFAULT_NAME = "autocomp"
 OBJECTIVES = ("kl_nats", "weight_bytes")
@@ -106,8 +106,9 @@ class Study:
             study.set_user_attr("study_dir", str(study_dir.resolve()))
             study.set_user_attr("fingerprint", wanted)
         elif difference := _differences(stored, wanted):
+            place = without_password(storage or str(study_dir))
             raise ConfigError(
-                f"the study {name!r} in {storage or study_dir} was made with other settings:\n  "
+                f"the study {name!r} in {place} was made with other settings:\n  "
                 + "\n  ".join(difference)
                 + "\nUse these settings again, or choose another --study-dir or --storage."
             )
@@ -129,8 +130,9 @@ class Study:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError as error:
             names = ", ".join(optuna.get_all_study_names(storage)) or "none"
+            place = without_password(str(source))
             raise ConfigError(
-                f"{source} holds no study named {name!r}; it holds: {names}."
+                f"{place} holds no study named {name!r}; it holds: {names}."
             ) from error
         return cls(study, study_dir or Path(study.user_attrs.get("study_dir", ".")))
 

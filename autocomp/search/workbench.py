@@ -21,7 +21,7 @@ from autocomp.core.stats import Stats
 from autocomp.data import Corpus, Windows, load_corpus, windows
 from autocomp.env import cache_dir
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
-from autocomp.evaluate.ladder import Ladder, spread_order
+from autocomp.evaluate.ladder import Ladder
 from autocomp.formats.base import CompressedWeight
 from autocomp.layers.apply import Candidate
 from autocomp.layers.store import LayerStore, StoreKey
@@ -95,9 +95,8 @@ class Workbench:
 
     @cached_property
     def search_windows(self) -> Tensor:
-        """Search windows, ordered so that every prefix is spread over the text."""
-        found = self.windows("search", self.config.data.rungs[-1])
-        return found.input_ids[spread_order(len(found.input_ids))]
+        """Search windows, (n, length); every prefix is spread over the text."""
+        return self.windows("search", self.config.data.rungs[-1]).input_ids
 
     @cached_property
     def ladder(self) -> Ladder:

@@ -26,8 +26,8 @@ from autocomp.formats.io import file_nbytes, load, save
 SHAPE = (24, 32)
 KINDS = {"linear", "embedding", "head", "subblock"}
 
-# Options by spec class: valid on SHAPE; valid on one column; equal to the dense weight; from most to
-# least compressed; refused on SHAPE.
+# Options by spec class: valid on SHAPE; valid on one column; equal to the dense weight; from most
+# to least compressed; refused on SHAPE.
 _OPTIONS: dict[type, dict[str, tuple[str, ...]]] = {
     UniformSpec: {
         "valid": ("-w4", "-w3g8", "-w8g16-sym", "-w2g32-mse", "-w5-sym-mse", "-w6g4"),
@@ -55,7 +55,7 @@ _PARTNERS = {"mask": ("rtn-w4g8", "gptq-w4g8"), "factor": ("rtn-w4g8", "gptq-w3"
 
 
 def options(name: str, kind: str) -> list[str]:
-    """Return tokens of a method alone: ``valid``, ``column``, ``identity``, ``ladder``, ``refused``."""
+    """Return tokens of a method alone; ``kind`` is a key of the table of options."""
     spec = METHODS[name].spec
     for base, table in _OPTIONS.items():
         if issubclass(spec, base):
@@ -75,9 +75,10 @@ def site(seed: int = 0, shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Stats]:
     generator = Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
     width = shape[1]
-    mixing = torch.randn((width, width), generator=generator)
-    inputs = torch.randn((4 * width + 8, width), generator=generator) @ mixing
-    inputs += 0.1 * torch.randn(inputs.shape, generator=generator)
+    rank = max(1, width // 4)
+    mixing = torch.randn((rank, width), generator=generator)
+    inputs = torch.randn((8 * width, rank), generator=generator) @ mixing
+    inputs += 0.3 * torch.randn(inputs.shape, generator=generator)
     hessian = inputs.T @ inputs / len(inputs)
     return weight, Stats(
         tokens=len(inputs),

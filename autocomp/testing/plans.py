@@ -8,6 +8,7 @@ from autocomp.core.plan import Plan
 from autocomp.core.registry import load_object
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.cost.bytes import is_bypassed
 from autocomp.formats.base import CompressedWeight
 from autocomp.models.weights import get_weight
 
@@ -48,7 +49,7 @@ def random_plan(sketch: Sketch, seed: int, *, bypass: float = 0.2) -> Plan:
             tokens = LINEAR_TOKENS if site.kind == "linear" else TABLE_TOKENS
             token = tokens[random.integers(len(tokens))]
         layers[site.name] = LayerSpec.parse(token)
-    gone = [m for s in sketch.subblocks() if layers[s.name] != DENSE for m in s.members]
+    gone = [name for name in layers if is_bypassed(sketch, Plan(layers), name)]
     return Plan(layers | dict.fromkeys(gone, DENSE))
 
 
@@ -63,11 +64,10 @@ def compress_plan(
         plan: A plan whose methods need no statistics.
     """
     compress = load_object("autocomp.methods.compose:compress")
-    gone = {m for s in sketch.subblocks() if plan[s.name] != DENSE for m in s.members}
     return {
         site.name: compress(
             get_weight(model, site.name).to(torch.float32), plan[site.name], None, sketch.dtype
         )
         for site in sketch.weights()
-        if site.name not in gone
+        if not is_bypassed(sketch, plan, site.name)
     }

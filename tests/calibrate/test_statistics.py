@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
-from autocomp.calibrate.stream import CalibrationStream, InputSpill
+from autocomp.calibrate.stream import CalibrationStream, InputSpill, draw_labels
 from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.seeds import SeedTree
 from autocomp.models import LoadedModel, load, structure
@@ -98,7 +98,7 @@ def test_fisher_is_the_second_moment_of_the_loss_gradient(loaded, windows):
     ]
     for start in range(0, len(windows), 2):
         logits = loaded.model(windows[start : start + 2]).logits.flatten(0, 1)
-        labels = torch.multinomial(torch.softmax(logits.detach(), -1), 1, generator=generator)
+        labels = draw_labels(torch.softmax(logits.detach(), -1), generator)
         torch.nn.functional.cross_entropy(logits, labels.squeeze(1), reduction="sum").backward()
     for handle in handles:
         handle.remove()
@@ -117,3 +117,11 @@ def test_inputs_survive_the_trip_to_disk(tmp_path):
     returned = spill.take(0, batches)
     for before, after in zip(batches, returned, strict=True):
         assert torch.equal(before.hidden, after.hidden)
+
+
+def test_labels_follow_their_probabilities():
+    share = torch.tensor([[0.1, 0.0, 0.6, 0.3]]).expand(20_000, 4)
+    labels = draw_labels(share, torch.Generator().manual_seed(0))
+    found = torch.bincount(labels.flatten(), minlength=4) / len(labels)
+    assert (found - share[0]).abs().max() < 0.02
+    assert found[1] == 0

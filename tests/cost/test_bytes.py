@@ -80,3 +80,9 @@ def test_a_group_size_that_does_not_divide(sketch_of_family: Callable[[str], Ske
     plan = Plan({"model.layers.0.mlp.down_proj": LayerSpec.parse("rtn-w4g48")})
     with pytest.raises(PlanError, match="48"):
         weight_bytes(sketch, plan)
+
+
+def test_a_plan_of_another_model(sketch_of_family: Callable[[str], Sketch]) -> None:
+    plan = random_plan(sketch_of_family("gpt2"), 0)
+    with pytest.raises(PlanError, match="another model"):
+        weight_bytes(sketch_of_family("llama"), plan)

@@ -2,22 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from autocomp.evaluate.ladder import Ladder, clearly_worse, spread_order
-
-
-@given(st.integers(1, 200))
-def test_spread_order_is_a_permutation(count):
-    assert sorted(spread_order(count)) == list(range(count))
-
-
-def test_prefixes_are_spread_over_the_text():
-    order = spread_order(32)
-    for prefix in (2, 4, 8, 16):
-        gaps = np.diff(sorted(order[:prefix]))
-        assert (gaps == 32 // prefix).all()
+from autocomp.evaluate.ladder import Ladder, clearly_worse
 
 
 def test_rungs_are_whole_windows_capped_by_the_text():

@@ -63,6 +63,15 @@ def test_casts_change_the_compute_dtype_only() -> None:
     assert all(torch.equal(kept.tensors[name], packed.tensors[name]) for name in packed.tensors)
 
 
+def test_rounded_copy_is_what_a_dense_file_holds() -> None:
+    packed = weight("rtn-w3g32")
+    module = CompressedLinear(packed, None, torch.float32)
+    module.keep_rounded(torch.float16)
+    assert module.weight.dtype == torch.float32
+    assert torch.equal(module.weight, packed.to_dense().half().float())
+    assert not torch.equal(module.weight, packed.to_dense())
+
+
 def test_decoded_copy_is_kept_and_forgotten() -> None:
     module = CompressedEmbedding(weight("rtn-w4g16"), torch.float32)
     first = module.weight

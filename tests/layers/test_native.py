@@ -152,10 +152,13 @@ def test_plan_extra_and_tokenizer_are_kept(tiny_of: Callable, tmp_path: Path) ->
     assert config["quantization_config"]["quant_method"] == "autocomp"
 
 
-def test_weights_of_another_plan_are_refused(tiny_of: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("token", ["rtn-w8", "rtn-w4-sym", "magnitude-s50", "dense"])
+def test_weights_of_another_plan_are_refused(
+    token: str, tiny_of: Callable, tmp_path: Path
+) -> None:
     loaded = tiny_of("llama")
     name = "model.layers.0.mlp.up_proj"
-    weights = compress_plan(loaded.model, loaded.sketch, Plan({name: LayerSpec.parse("rtn-w8")}))
+    weights = compress_plan(loaded.model, loaded.sketch, Plan({name: LayerSpec.parse(token)}))
     with pytest.raises(PlanError, match=name):
         write_native(
             tmp_path / "native",

@@ -5,7 +5,6 @@ from autocomp.core.errors import NumericalError, PlanError, UnsupportedError
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.methods import compose
-from autocomp.methods.pruning.sparsegpt import SparseGpt, SparseGptSpec
 from autocomp.methods.pruning.wanda import Wanda, WandaSpec
 from autocomp.testing.methods import compress, output_error, site
 
@@ -25,7 +24,7 @@ def test_dense_is_the_weight_in_the_storage_dtype():
     stored = compose.compress(weight, DENSE, None, "bfloat16")
     assert torch.equal(stored.to_dense(), weight.to(torch.bfloat16).float())
     assert stored.nbytes == compose.layout(DENSE, (24, 32), "bfloat16").nbytes == 2 * 24 * 32
-    with pytest.raises(NumericalError, match="range of torch.float16"):
+    with pytest.raises(NumericalError, match="does not fit the range"):
         compose.compress(1e6 * weight, DENSE, None, "float16")
 
 
@@ -52,7 +51,7 @@ def test_check_names_the_site_kind():
     compose.check(LayerSpec.parse("rtn-w4g8"), "embedding", (24, 32))
     compose.check(DENSE, "subblock", (0, 0))
     for kind in ("embedding", "head", "subblock"):
-        with pytest.raises(UnsupportedError, match=f"not to a site of kind '{kind}'"):
+        with pytest.raises(UnsupportedError, match=f"of kind '{kind}'"):
             compose.check(LayerSpec.parse("wanda-s50+rtn-w4"), kind, (24, 32))
 
 
@@ -81,21 +80,25 @@ def test_fixed_mask_stays_when_rounding_feeds_back():
 
 def test_pruning_and_rounding_share_one_solver():
     """Rounding in the same run costs less than rounding what was pruned before."""
-    weight, stats = site()
-    joint = compress("sparsegpt-s50+rtn-w3g8", weight, stats, "float16").to_dense()
-    pruned = compress("sparsegpt-s50", weight, stats, "float32").to_dense()
-    after = compress("rtn-w3g8", pruned, stats, "float16").to_dense()
-    assert output_error(weight, joint, stats) < output_error(weight, after, stats)
+    after = 0.0
+    for seed in range(5):
+        weight, stats = site(seed)
+        pruned = compress("sparsegpt-s50", weight, stats, "float32").to_dense()
+        rounded = compress("rtn-w3", pruned, stats, "float16").to_dense()
+        after += output_error(weight, rounded, stats)
+    assert error("sparsegpt-s50+rtn-w3") < 0.9 * after
     assert error("sparsegpt-s50+gptq-w4g8") < error("wanda-s50+gptq-w4g8")
 
 
-def test_fine_grid_leaves_the_mask_of_pruning_alone():
+def test_adaptive_pattern_keeps_the_natural_order():
+    """The quantizer asks for act-order; a free mask follows, a pattern does not."""
     weight, stats = site()
-    keep = SparseGpt().mask(weight, SparseGptSpec(keep=2, m=4), stats)
-    for quantizer in ("rtn-w8g8", "gptq-w8g8"):  # a pattern keeps the natural order
-        joint = compress(f"sparsegpt-2:4+{quantizer}", weight, stats, "float16").to_dense()
-        agreement = ((joint != 0) == keep).float().mean()
-        assert float(agreement) > 0.98
+    for mask, same in (("sparsegpt-2:4", True), ("sparsegpt-s50", False)):
+        rtn, gptq = (
+            compress(f"{mask}+{quantizer}-w4g8", weight, stats, "float16").to_dense()
+            for quantizer in ("rtn", "gptq")
+        )
+        assert torch.equal(rtn, gptq) is same
 
 
 @pytest.mark.parametrize(

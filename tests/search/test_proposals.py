@@ -55,7 +55,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class World:
-    """A synthetic model: scores as a search sees them, and the KL that an evaluation would give."""
+    """A synthetic model: scores as a search sees them, and the KL that is measured."""
 
     context: SearchContext
     measure: Callable[[dict[str, int]], float]
@@ -184,8 +184,9 @@ def test_the_order_of_the_schedule(world, history):
     assert origins[:count] == ["uniform"] * count
     assert context.kinds == ("quantized", "sparse", "low-rank", "bypassed")
     assert origins[count : count + 4] == [f"probe:{kind}" for kind in context.kinds]
-    assert origins[count + 4 : count + 8] == ["knapsack", "ladder", "ladder", "ladder"]
-    assert set(origins[count + 8 :]) == {"knapsack", "step", "mutation"}
+    scheduled = ["knapsack:score", "knapsack", "ladder", "ladder", "ladder"]
+    assert origins[count + 4 : count + 9] == scheduled
+    assert set(origins[count + 9 :]) == {"knapsack", "step", "mutation"}
 
 
 def test_uniform_baselines_use_one_option_and_the_largest_embedding_that_fits(world):
@@ -229,12 +230,6 @@ def test_probes_belong_to_their_family(world, kind):
         assert found.bypassed.any()
     else:
         assert kinds.count(kind) >= round(0.1 * len(problem.groups))
-
-
-def test_probes_are_measured_to_the_top(world, history):
-    first = len(world.context.uniforms)
-    full = [propose(i, SeedTree(0), world.context, history).force_full for i in range(first + 9)]
-    assert full == [False] * first + [True] * 5 + [False] * 4
 
 
 def test_every_plan_is_new_canonical_and_within_the_budget(world, history):
@@ -337,15 +332,14 @@ def test_the_price_of_a_byte_falls_with_the_budget(world):
 
 def test_refinement_beats_the_first_joint_plan_on_average():
     gains = []
-    for seed in range(4):
+    for seed in range(3):
         world = make_world(seed, blocks=6)
-        history = run(world, 45, seed)
-        first = next(trial.kl_nats for trial in history if trial.origin == "knapsack")
-        raw = solve(world.problem, world.context.budget_bytes)
-        best = best_within(world.context, history, world.context.budget_bytes).kl_nats
-        uniform = min(trial.kl_nats for trial in history if trial.origin == "uniform")
-        assert best < uniform
-        gains.append((best / first, best / world.measure(world.context.params(raw))))
-    assert max(ratio for pair in gains for ratio in pair) <= 1.0
-    assert np.mean(gains, axis=0)[0] < 0.97
-    assert np.mean(gains, axis=0)[1] < 0.97
+        context = world.context
+        history = run(world, 60, seed)
+        best = best_within(context, history, context.budget_bytes).kl_nats
+        assert best < min(trial.kl_nats for trial in history if trial.origin == "uniform")
+        corrected = next(trial.kl_nats for trial in history if trial.origin == "knapsack")
+        scored = world.measure(context.params(solve(world.problem, context.budget_bytes)))
+        assert best <= min(corrected, scored)
+        gains.append((best / corrected, best / scored))
+    assert np.mean(gains, axis=0).max() < 0.97, gains

@@ -48,7 +48,7 @@ def test_both_scores_agree_when_inputs_and_gradients_are_independent(generator):
 
 
 def test_kronecker_score_predicts_the_kl_of_a_softmax_layer(generator):
-    """With G = E[diag(p) − p pᵀ], the exact Fisher of the logits, the score is the KL to second order."""
+    """With G = E[diag(p) − p pᵀ], the exact Fisher of the logits, it is the KL to second order."""
     weight = torch.randn(6, 4, generator=generator)
     x = torch.randn(1, 4, generator=generator).expand(20, 4)
     p = torch.softmax(x @ weight.T, -1)

@@ -55,3 +55,11 @@ def test_scale_of_the_second_moments_is_irrelevant():
     weight, stats = site()
     scaled = Stats(hessian=1024 * stats.hessian)
     assert torch.equal(decode("gptq-w3g8", weight, stats), decode("gptq-w3g8", weight, scaled))
+
+
+def test_act_order_does_not_care_how_the_inputs_are_numbered():
+    weight, stats = site()
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    permuted = Stats(hessian=stats.hessian[order][:, order])
+    expected = decode("gptq-w3", weight, stats)[:, order]
+    assert torch.equal(decode("gptq-w3", weight[:, order], permuted), expected)
