@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": RUNTIME | {"evaluate", "search"},
     "testing": RUNTIME | {"kernels", "evaluate", "search"},
     "cli": RUNTIME | {"evaluate", "search", "export", "report", "config"},
+    "api": RUNTIME | {"evaluate", "search", "export", "config"},
     "__main__": {"cli"},
 }
 

@@ -29,7 +29,7 @@ class _InputMoments:
 
     def add(self, rows: Tensor) -> None:
         dtype, rows = rows.dtype, rows.float()
-        if self.moment is None:
+        if self.moment is None or self.absmax is None:
             self.moment = rows.new_zeros(rows.shape[1], rows.shape[1])
             self.absmax = rows.new_zeros(rows.shape[1])
         with bf16_products(dtype):

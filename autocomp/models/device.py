@@ -56,7 +56,8 @@ def bf16_products(dtype: torch.dtype) -> Iterator[None]:
     if dtype != torch.bfloat16:
         yield
         return
-    processor, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    processor = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    cuda = torch.backends.cuda.matmul
     before = processor.fp32_precision, cuda.fp32_precision
     processor.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
     try:

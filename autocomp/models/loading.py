@@ -84,7 +84,7 @@ def load(source: str, *, device: str = "cpu", dtype: torch.dtype | None = None) 
             "and tokenizer files."
         ) from error
     _check_finite(model)
-    model = model.to(target).eval().requires_grad_(False)
+    model = nn.Module.to(model, target).eval().requires_grad_(False)
     return LoadedModel(model, tokenizer, sketch, model_digest(folder), source)
 
 

@@ -26,7 +26,7 @@ from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import weight_bytes
 from autocomp.formats.base import CompressedWeight
 from autocomp.layers.native import load, write_native
-from autocomp.search.workbench import Workbench, compress
+from autocomp.search.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +92,13 @@ def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, Co
         for block, batches in walker.walk():
             for stage in _stages(bench, block, plan):
                 stats = input_statistics(walker, batches, stage, digest=digest)
-                for site in stage:
-                    weight = bench.weight(site.name)
-                    done[site.name] = compress(
-                        weight, plan[site.name], stats[site.name], bench.sketch.dtype
-                    )
-                    bench.candidate.put(site.name, done[site.name].to_dense())
+                jobs = {
+                    site.name: bench.compress(site.name, plan[site.name], stats[site.name])
+                    for site in stage
+                }
+                for name, job in jobs.items():
+                    done[name] = job.result()
+                    bench.candidate.put(name, done[name].to_dense())
             progress.advance()
     finally:
         bench.candidate.restore()

@@ -105,6 +105,7 @@ def score_options(
     progress.start("compress and score", bench.sketch.num_layers, "block")
     for found in stream.backward():
         drop |= found.drop
+        bench.compress_options(found.stats, lists)
         for name, stats in found.stats.items():
             weight = bench.weight(name)
             options[name] = {}

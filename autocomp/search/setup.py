@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
+from optuna.distributions import IntDistribution
 
 from autocomp.config import StudyConfig
 from autocomp.core.errors import InfeasibleError
@@ -15,10 +17,9 @@ from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import fixed_bytes, site_bytes, weight_bytes
 from autocomp.cost.memory import attentions, cache_bytes, peak_memory_bytes
 from autocomp.models import sketch_of
+from autocomp.search.context import Space
 from autocomp.search.knapsack import Bypass, Group, Problem, Solution, smallest
 from autocomp.search.scoring import ScoreTable
-
-OptionSpace = load_object("autocomp.search_spaces._options:OptionSpace")
 
 
 def format_bytes(size: float) -> str:
@@ -28,6 +29,17 @@ def format_bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
+
+
+class IntegerSpace(Space, Protocol):
+    """What the study needs of an option space besides what proposals read."""
+
+    @property
+    def log10_size(self) -> float:
+        """Decimal logarithm of the number of plans."""
+
+    def distributions(self) -> dict[str, IntDistribution]:
+        """Return the range of every parameter, by group name."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +72,12 @@ class Setup:
         return cls(config, sketch, lists)
 
     @cached_property
-    def space(self) -> "OptionSpace":  # type: ignore[valid-type]
+    def space(self) -> IntegerSpace:
         """The integer parameters over the lists."""
-        return OptionSpace(self.sketch, self.lists)
+        space: IntegerSpace = load_object("autocomp.search_spaces._options:OptionSpace")(
+            self.sketch, self.lists
+        )
+        return space
 
     @cached_property
     def weight_groups(self) -> tuple[str, ...]:
@@ -189,8 +204,8 @@ class Setup:
             kept += inside
             members = tuple(index[site] for site in self.sketch[name].members)
             saved = inside + (self._cache_of(name) if self.memory_only else 0)
-            score = 0.0 if scores is None else scores.drop[name]
-            bypasses.append(Bypass(name, members, -saved, score))
+            lost = 0.0 if scores is None else scores.drop[name]
+            bypasses.append(Bypass(name, members, -saved, lost))
         never = sum(
             site_bytes(self.sketch, site.name, DENSE)
             for site in self.sketch.subblocks()
@@ -203,8 +218,7 @@ class Setup:
         """Return the plan of a knapsack solution."""
         params = dict(zip(self.weight_groups, map(int, solution.choice), strict=True))
         params |= dict(zip(self.droppable, map(int, solution.bypassed), strict=True))
-        plan: Plan = self.space.decode(params)  # type: ignore[attr-defined]
-        return plan
+        return self.space.decode(params)
 
     def check_feasible(self) -> None:
         """Refuse a budget below the smallest reachable size.

@@ -4,11 +4,13 @@ import copy
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
 from autocomp.calibrate.walker import BlockWalker
@@ -18,7 +20,7 @@ from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
 from autocomp.core.stats import Stats
-from autocomp.data import Corpus, Windows, load_corpus, windows
+from autocomp.data import Corpus, Split, Windows, load_corpus, windows
 from autocomp.env import cache_dir
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
 from autocomp.evaluate.ladder import Ladder
@@ -36,9 +38,16 @@ DENSE_CACHE_BYTES = 3e9
 SAMPLE_TOKENS = 2048
 BATCH_TOKENS = 2048
 
+Options = Mapping[str, Sequence[LayerSpec]]
+
 compress = load_object("autocomp.methods.compose:compress")
 method_version = load_object("autocomp.methods.compose:version")
 layout = load_object("autocomp.methods.compose:layout")
+
+
+def _single_threaded() -> None:
+    """Give a worker one thread: solvers make small steps, and one thread count is one result."""
+    torch.set_num_threads(1)
 
 
 class Workbench:
@@ -55,9 +64,11 @@ class Workbench:
         self.loaded: LoadedModel = load(config.model)
         self.sketch: Sketch = self.loaded.sketch
         self.seeds = SeedTree(config.seed)
-        self.model = copy.deepcopy(self.loaded.model).to(device=self.device, dtype=self.dtype)
+        base = copy.deepcopy(self.loaded.model)
+        self.model: PreTrainedModel = nn.Module.to(base, device=self.device, dtype=self.dtype)
         self.layout = structure(self.model)
         self.batch_size = max(1, BATCH_TOKENS // config.data.window)
+        self.pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_single_threaded)
         self.store = LayerStore(cache_dir() / "layers", max_bytes=config.store_bytes)
         self.candidate = Candidate(self.model, self.sketch)
         self._dense: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
@@ -69,7 +80,7 @@ class Workbench:
         """The study's text, in three parts."""
         return load_corpus(self.config.data.corpus)
 
-    def windows(self, split: str, tokens: int) -> Windows:
+    def windows(self, split: Split, tokens: int) -> Windows:
         """Return fixed windows of one part of the text."""
         length = self.config.data.window
         return windows(
@@ -157,9 +168,32 @@ class Workbench:
         if found is None:
             if stats is None and self.sketch[site].kind == "linear":
                 stats = self.dense_statistics(site)
-            found = compress(self.weight(site), spec, stats, self.sketch.dtype)
+            found = self.compress(site, spec, stats).result()
             self.store.put(key, found)
         return found
+
+    def compress(
+        self, site: str, spec: LayerSpec, stats: Stats | None
+    ) -> Future[CompressedWeight]:
+        """Compress a site on a worker thread, whatever the store holds."""
+        return self.pool.submit(compress, self.weight(site), spec, stats, self.sketch.dtype)
+
+    def compress_options(self, stats: Mapping[str, Stats], lists: Options) -> None:
+        """Fill the store with every option of some sites, in parallel.
+
+        Args:
+            stats: Dense statistics by site.
+            lists: Options by site.
+        """
+        missing = [
+            (site, spec)
+            for site in sorted(stats, key=lambda name: -self.sketch[name].shape[1])
+            for spec in lists.get(site, ())
+            if not self.store.path(self.key(site, spec)).exists()
+        ]
+        jobs = [(self.compress(site, spec, stats[site]), site, spec) for site, spec in missing]
+        for job, site, spec in jobs:
+            self.store.put(self.key(site, spec), job.result())
 
     def dense_statistics(self, site: str) -> Stats:
         """Recompute the dense input statistics of a site's block (a rebuilt store entry)."""
