@@ -124,11 +124,20 @@ class BudgetConfig(_Strict):
 
 
 class SearchConfig(_Strict):
-    """How long the search goes on; changing these resumes or extends a study."""
+    """How long the search goes on; changing these resumes or extends a study.
+
+    ``baselines`` is the most uniform plans that are measured first. ``ladder`` is the number of
+    budgets at which plans are sought, from the budget itself down to ``lowest_share`` of it, and
+    ``at_budget`` the share of the refinements that goes to the largest.
+    """
 
     trials: Count = 60
     timeout_s: Seconds | None = None
     finalists: Count = 3
+    baselines: Count = 8
+    ladder: Count = 4
+    lowest_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    at_budget: Annotated[float, Field(ge=0, le=1)] = 0.8
 
 
 class StudyConfig(_Strict):

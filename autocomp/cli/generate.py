@@ -1,7 +1,5 @@
 """``autocomp generate``: let a compressed model speak."""
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -27,21 +25,17 @@ def generate(
     - `autocomp generate best "What is a list?" --chat --max-new-tokens 100`
     """
     import torch
-    from transformers import AutoTokenizer, TextStreamer
+    from transformers import TextStreamer
 
-    from autocomp.layers.native import load as load_native
-    from autocomp.models import load
+    from autocomp.evaluate.files import load_any
+    from autocomp.models.device import resolve_device
 
     quiet_libraries()
     with progress(quiet=output.quiet) as listener:
         listener.start(f"loading {path}")
         model: Any
         tokenizer: Any
-        if is_native(path):
-            model, tokenizer = load_native(path), AutoTokenizer.from_pretrained(path)
-        else:
-            loaded = load(path)
-            model, tokenizer = loaded.model, loaded.tokenizer
+        model, tokenizer = load_any(path, resolve_device("auto"))
         listener.finish()
     if chat:
         if tokenizer.chat_template is None:
@@ -52,8 +46,8 @@ def generate(
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
     torch.manual_seed(seed)
     ids = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
+        input_ids=inputs["input_ids"].to(model.device),
+        attention_mask=inputs["attention_mask"].to(model.device),
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or None,
@@ -65,12 +59,3 @@ def generate(
         show_json({"path": path, "prompt": prompt, "text": text, "tokens": len(new)})
     else:
         console().print()
-
-
-def is_native(path: str) -> bool:
-    """Whether a path is a folder that autocomp wrote in its packed format."""
-    config = Path(path) / "config.json"
-    if not config.is_file():
-        return False
-    quantization = json.loads(config.read_text("utf-8")).get("quantization_config") or {}
-    return bool(quantization.get("quant_method") == "autocomp")

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from autocomp.core.errors import ConfigError
 from autocomp.data import load_corpus, windows
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
-from autocomp.layers.native import PLAN_FILE
+from autocomp.layers.native import is_native
 from autocomp.layers.native import load as load_native
 from autocomp.models import load
 from autocomp.models.device import body_dtype, resolve_device
@@ -47,7 +46,7 @@ class FileScores:
 def load_any(path: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return model and tokenizer of a native folder, a Hugging Face folder or a model id."""
     dtype = body_dtype(device)
-    if (Path(path) / PLAN_FILE).is_file():
+    if is_native(path):
         model = load_native(path, device=str(device), dtype=dtype)
         return model, AutoTokenizer.from_pretrained(path)
     loaded = load(path, device=str(device), dtype=dtype)

@@ -103,6 +103,15 @@ def write_native(
             tokenizer.save_pretrained(temporary)
 
 
+def is_native(path: str | Path) -> bool:
+    """Whether a path is a folder in native format."""
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        return False
+    quantization = _read_json(config).get("quantization_config") or {}
+    return bool(quantization.get("quant_method") == QUANT_METHOD)
+
+
 def read_plan(folder: Path) -> Plan:
     """Return the plan of a native folder.
 

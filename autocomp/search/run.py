@@ -15,7 +15,7 @@ from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.evaluate.ladder import clearly_worse
 from autocomp.search.clock import Clock
-from autocomp.search.context import SearchContext
+from autocomp.search.context import Schedule, SearchContext
 from autocomp.search.correction import option_class
 from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.finish import measure_artefact, write_artefact
@@ -45,7 +45,7 @@ def _write_json(path: Path, data: object) -> None:
 
 def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
     """Return what proposals are made from."""
-    sketch = setup.sketch
+    sketch, effort = setup.sketch, setup.config.search
     classes = {
         name: tuple(option_class(spec, sketch[name].kind) for spec in setup.lists[name])
         for name in setup.weight_groups
@@ -58,6 +58,12 @@ def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
         budget_bytes=setup.budget,
         exact_bytes=setup.spent,
         family_of=family,
+        schedule=Schedule(
+            uniforms=effort.baselines,
+            ladder=effort.ladder,
+            lowest=effort.lowest_share,
+            at_budget=effort.at_budget,
+        ),
     )
 
 
