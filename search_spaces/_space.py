@@ -12,6 +12,19 @@ from autocomp.core.spec import DENSE, LayerSpec
 
 SMALLEST_DEFAULT_GROUP = 8
 
+EMBEDDING = (
+    "gptq-w3g64",
+    "gptq-w4g64",
+    "gptq-w4g32",
+    "gptq-w5g64",
+    "gptq-w6g64",
+    "rtn-w5g64",
+    "rtn-w6g64",
+    "rtn-w8g64",
+    "dense",
+)
+"""Default options of an embedding or a head; in a small model it holds half of the bytes."""
+
 logger = logging.getLogger(__name__)
 
 

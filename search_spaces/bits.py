@@ -1,6 +1,6 @@
 """Bit-widths only."""
 
-from autocomp.search_spaces._space import Space
+from autocomp.search_spaces._space import EMBEDDING, Space
 
 BITS = Space(
     name="bits",
@@ -17,13 +17,6 @@ BITS = Space(
         "gptq-w8g64",
         "dense",
     ),
-    embedding=(
-        "rtn-w3g64-mse",
-        "rtn-w4g64-mse",
-        "rtn-w5g64",
-        "rtn-w6g64",
-        "rtn-w8g64",
-        "dense",
-    ),
+    embedding=EMBEDDING,
     bypass=False,
 )

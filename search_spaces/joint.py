@@ -1,6 +1,6 @@
 """Bits, sparsity, rank and dropped sub-blocks together: the default space."""
 
-from autocomp.search_spaces._space import Space
+from autocomp.search_spaces._space import EMBEDDING, Space
 
 JOINT = Space(
     name="joint",
@@ -22,13 +22,6 @@ JOINT = Space(
         "wsvd-p60+rtn-w6g64",
         "dense",
     ),
-    embedding=(
-        "rtn-w3g64-mse",
-        "rtn-w4g64-mse",
-        "rtn-w5g64",
-        "rtn-w6g64",
-        "rtn-w8g64",
-        "dense",
-    ),
+    embedding=EMBEDDING,
     bypass=True,
 )

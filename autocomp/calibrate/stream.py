@@ -9,18 +9,19 @@ by ``W + D``.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autocomp.calibrate.statistics import GradientPass, block_sites, input_statistics
 from autocomp.calibrate.walker import Batch, BlockWalker
+from autocomp.core.errors import AutocompError
 from autocomp.core.seeds import SeedTree
-from autocomp.core.sketch import Sketch
+from autocomp.core.sketch import SiteKind, Sketch
 from autocomp.core.stats import Stats
+from autocomp.formats.io import load, save
 from autocomp.models.device import bf16_products
 
 HEAD_CHUNK_TOKENS = 256
@@ -47,13 +48,47 @@ class EndStatistics:
 
     Args:
         hidden: (n, hidden) inputs of the head on a sample of tokens, fp32.
-        embedding_fisher: (hidden, hidden), ``G`` at the embedding's output, fp32.
+        embedding_fisher: (hidden, hidden), ``G_e`` at the embedding's output, fp32.
+        head_hessian: (hidden, hidden), ``H_h = E[h hᵀ]`` of the head's inputs, fp32.
         frequency: (vocab,) share of each token in the text, fp32.
     """
 
     hidden: Tensor
     embedding_fisher: Tensor
+    head_hessian: Tensor
     frequency: Tensor
+
+    def stats(self, kind: SiteKind, *, tied: bool, digest: str) -> Stats:
+        """Return the quadratic cost of a row's change as the Hessian that solvers read.
+
+        Changing row ``v`` by ``d`` costs ``½ f_v dᵀ G_e d`` through the embedding and about
+        ``½ p_v dᵀ H_h d`` through the head, with ``p_v`` the mean probability of the token. A
+        calibrated model has ``p_v ≈ f_v``, so a tied matrix sees ``G_e + H_h``.
+
+        Args:
+            kind: ``embedding`` or ``head``.
+            tied: Whether the embedding is the head too.
+            digest: Identifies model, text and seed.
+        """
+        moment = torch.zeros_like(self.head_hessian)
+        if kind == "embedding":
+            moment = moment + self.embedding_fisher
+        if kind == "head" or tied:
+            moment = moment + self.head_hessian
+        return Stats(hessian=moment, norms=moment.diagonal().clamp_min(0).sqrt(), digest=digest)
+
+    def save(self, path: Path) -> None:
+        """Write the statistics to a safetensors file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, {field.name: getattr(self, field.name).cpu() for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "EndStatistics | None":
+        """Return what a file holds; ``None`` when it is absent or damaged."""
+        try:
+            return cls(**load(path)[0])
+        except (AutocompError, OSError, TypeError):
+            return None
 
 
 class InputSpill:
@@ -75,14 +110,14 @@ class InputSpill:
             return
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="autocomp-inputs-")
         path = Path(self._folder.name) / f"{block}.safetensors"
-        save_file({str(i): tensor.cpu().contiguous() for i, tensor in enumerate(hidden)}, path)
+        save(path, {str(i): tensor.cpu() for i, tensor in enumerate(hidden)})
         self._kept[block] = path
 
     def take(self, block: int, like: list[Batch]) -> list[Batch]:
         """Return a block's inputs and forget them."""
         kept = self._kept.pop(block)
         if isinstance(kept, Path):
-            tensors = load_file(kept)
+            tensors, _ = load(kept)
             device = like[0].hidden.device
             kept_hidden = [tensors[str(i)].to(device) for i in range(len(tensors))]
             kept.unlink()
@@ -127,18 +162,22 @@ class CalibrationStream:
         self._seed = seed
         self.end: EndStatistics | None = None
 
-    def _loss_gradient(self, batches: list[Batch]) -> tuple[list[Tensor], Tensor]:
-        """Return the loss gradient at the last block's output, and a sample of head inputs."""
+    def _loss_gradient(self, batches: list[Batch]) -> list[Tensor]:
+        """Return the loss gradient at the last block's output; keep what the head's inputs say."""
         layout = self.walker.layout
         weight = layout.head_weight().float()
         generator = torch.Generator().manual_seed(self._seed.child("labels").seed)
         gradients, sample, wanted = [], [], self.sample_tokens
+        moment, tokens = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device), 0
         for batch in batches:
             hidden = batch.hidden.detach().requires_grad_(True)
             with torch.enable_grad():
                 normed = layout.final_norm(hidden)
             rows = normed.detach().float().flatten(0, -2)
             above = torch.empty_like(rows)
+            with bf16_products(batch.hidden.dtype):
+                moment.addmm_(rows.T, rows)
+            tokens += len(rows)
             for start in range(0, len(rows), HEAD_CHUNK_TOKENS):
                 piece = slice(start, start + HEAD_CHUNK_TOKENS)
                 with bf16_products(batch.hidden.dtype):
@@ -151,7 +190,8 @@ class CalibrationStream:
             if wanted > 0:
                 sample.append(rows[:wanted].clone())
                 wanted -= len(sample[-1])
-        return gradients, torch.cat(sample)
+        self._head_sample, self._head_hessian = torch.cat(sample), moment / tokens
+        return gradients
 
     def forward(self) -> Iterator[int]:
         """First half: yield each block index after its inputs are kept."""
@@ -162,9 +202,7 @@ class CalibrationStream:
             self._like = [batch.with_hidden(batch.hidden[:0]) for batch in batches]
             yield block
         last = len(self.walker.layout.blocks) - 1
-        self._gradients, self._head_sample = self._loss_gradient(
-            self.walker.advance(last, batches)
-        )
+        self._gradients = self._loss_gradient(self.walker.advance(last, batches))
 
     def backward(self) -> Iterator[BlockStatistics]:
         """Second half: yield the statistics of each block, last block first."""
@@ -192,5 +230,6 @@ class CalibrationStream:
         self.end = EndStatistics(
             hidden=self._head_sample,
             embedding_fisher=rows.T @ rows / len(rows),
+            head_hessian=self._head_hessian,
             frequency=counts.float() / counts.sum(),
         )

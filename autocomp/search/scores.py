@@ -21,7 +21,7 @@ from torch import Tensor
 from autocomp.calibrate.stream import EndStatistics
 from autocomp.core.stats import Stats
 
-HEAD_TOKENS = 1024
+HEAD_TOKENS = 512
 CHUNK_TOKENS = 256
 
 

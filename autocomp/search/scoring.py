@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autocomp.calibrate.stream import CalibrationStream, EndStatistics
+from autocomp.calibrate.stream import EndStatistics
 from autocomp.core.errors import StoreError
 from autocomp.core.progress import Progress
 from autocomp.core.sketch import Site
@@ -15,7 +15,7 @@ from autocomp.core.spec import LayerSpec
 from autocomp.env import cache_dir
 from autocomp.models.device import bf16_products
 from autocomp.search.scores import LINEAR_SCORES, embedding_score, head_score
-from autocomp.search.workbench import SAMPLE_TOKENS, Workbench, method_version
+from autocomp.search.workbench import Workbench, method_version
 
 SCORE_VERSION = 1
 
@@ -91,10 +91,7 @@ def score_options(
     if cached is not None:
         progress.log(f"scores read from the cache ({path.name})")
         return cached
-    bench.candidate.restore()
-    stream = CalibrationStream(
-        bench.walker(), bench.sketch, bench.seeds, bench.stats_digest, SAMPLE_TOKENS
-    )
+    stream = bench.stream()
     tokens = bench.calibration.input_ids.numel()
     progress.start("calibrate", bench.sketch.num_layers, "block")
     for _ in stream.forward():
@@ -115,11 +112,10 @@ def score_options(
                     options[name][spec.token()] = LINEAR_SCORES[score](dense - weight, stats)
         progress.advance()
     progress.finish(f"{sum(map(len, options.values()))} compressed weights")
-    if stream.end is None:
-        raise RuntimeError("the calibration pass ended without its end statistics")
+    end = bench.end_statistics(stream)
     for site in bench.sketch.sites:
         if site.kind in ("embedding", "head"):
-            options[site.name] = _end_scores(bench, site, lists.get(site.name, ()), stream.end)
+            options[site.name] = _end_scores(bench, site, lists.get(site.name, ()), end)
     table = ScoreTable(options, drop)
     _write(path, table)
     return table

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
+from autocomp.calibrate.stream import CalibrationStream, EndStatistics
 from autocomp.calibrate.walker import BlockWalker
 from autocomp.config import StudyConfig
 from autocomp.core.registry import load_object
@@ -41,6 +42,7 @@ BATCH_TOKENS = 2048
 Options = Mapping[str, Sequence[LayerSpec]]
 
 compress = load_object("autocomp.methods.compose:compress")
+needs = load_object("autocomp.methods.compose:needs")
 method_version = load_object("autocomp.methods.compose:version")
 layout = load_object("autocomp.methods.compose:layout")
 
@@ -139,16 +141,47 @@ class Workbench:
         """Return the original weight of a site, (out, in) fp32 on the compute device."""
         return get_weight(self.loaded.model, site).to(device=self.device, dtype=torch.float32)
 
+    @cached_property
+    def end_digest(self) -> str:
+        """Identifies the statistics of embedding and head, which depend on the drawn labels."""
+        return f"{self.stats_digest}-{self.config.seed}"
+
+    def stream(self) -> CalibrationStream:
+        """Return the streamed calibration pass of the dense base."""
+        self.candidate.restore()
+        return CalibrationStream(
+            self.walker(), self.sketch, self.seeds, self.stats_digest, SAMPLE_TOKENS
+        )
+
+    def end_statistics(self, stream: CalibrationStream | None = None) -> EndStatistics:
+        """Return the statistics of embedding and head, from the cache or from a pass.
+
+        Args:
+            stream: A pass that has ended; ``None`` runs one when the cache has nothing.
+        """
+        path = cache_dir() / "statistics" / f"{self.end_digest}.safetensors"
+        if stream is None and (kept := EndStatistics.load(path)) is not None:
+            return kept
+        if stream is None:
+            logger.info("recomputing the calibration pass for embedding and head")
+            stream = self.stream()
+            for _ in (*stream.forward(), *stream.backward()):
+                continue
+        if stream.end is None:
+            raise RuntimeError("the calibration pass has not ended")
+        stream.end.save(path)
+        return stream.end
+
     def key(self, site: str, spec: LayerSpec) -> StoreKey:
         """Return the store key of a compressed weight made from dense statistics."""
-        shape = self.sketch[site].shape
+        shape, inner = self.sketch[site].shape, self.sketch[site].kind == "linear"
         found = layout(spec, shape, self.sketch.dtype)
         return StoreKey(
             model_digest=self.loaded.digest,
             variant="base",
             site=site,
             token=spec.token(),
-            stats_digest=self.stats_digest,
+            stats_digest=self.stats_digest if inner else self.end_digest,
             method_version=method_version(spec),
             format_version=f"{found.name}@{found.version}",
         )
@@ -166,7 +199,7 @@ class Workbench:
         key = self.key(site, spec)
         found = self.store.get(key)
         if found is None:
-            if stats is None and self.sketch[site].kind == "linear":
+            if stats is None and needs(spec):
                 stats = self.dense_statistics(site)
             found = self.compress(site, spec, stats).result()
             self.store.put(key, found)
@@ -196,8 +229,11 @@ class Workbench:
             self.store.put(self.key(site, spec), job.result())
 
     def dense_statistics(self, site: str) -> Stats:
-        """Recompute the dense input statistics of a site's block (a rebuilt store entry)."""
-        block = self.sketch[site].block
+        """Recompute the dense statistics that a site is compressed from (a rebuilt entry)."""
+        block, kind = self.sketch[site].block, self.sketch[site].kind
+        if kind != "linear":
+            tied = all(other.kind != "head" for other in self.sketch.sites)
+            return self.end_statistics().stats(kind, tied=tied, digest=self.end_digest)
         if self._block_stats[0] != block:
             logger.info("recomputing calibration statistics of block %d for %s", block, site)
             state = self.candidate.plan

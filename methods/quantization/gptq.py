@@ -27,6 +27,9 @@ class Gptq(UniformMethod):
     ``0.01 · mean(diag H)`` added to the diagonal of ``H = E[x xᵀ]``, (in, in). With a diagonal H
     this is round to nearest.
 
+    An embedding has no inputs, but its rows have a quadratic cost of the same form, so ``H`` there
+    is whatever matrix calibration gives for it.
+
     Reference:
         Frantar et al. 2022, GPTQ, https://arxiv.org/abs/2210.17323
     """
@@ -36,7 +39,7 @@ class Gptq(UniformMethod):
     summary: ClassVar[str] = "second-order rounding with error feedback, in act-order"
     reference: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
     needs: ClassVar[frozenset[Needs]] = frozenset({Needs.HESSIAN})
-    kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "head"})
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear", "embedding", "head"})
 
     def compress(
         self, weight: Tensor, spec: GptqSpec, stats: Stats | None, dtype: str

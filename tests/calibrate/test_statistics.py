@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
-from autocomp.calibrate.stream import CalibrationStream, InputSpill, draw_labels
+from autocomp.calibrate.stream import CalibrationStream, EndStatistics, InputSpill, draw_labels
 from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.seeds import SeedTree
+from autocomp.core.spec import LayerSpec
+from autocomp.data import load_corpus
+from autocomp.data import windows as windows_of
+from autocomp.methods.compose import compress
 from autocomp.models import LoadedModel, load, structure
+from autocomp.search.scores import embedding_score, head_score
 
 FAMILIES = ["tiny_llama_path", "tiny_gpt2_path"]
 
@@ -125,3 +130,49 @@ def test_labels_follow_their_probabilities():
     found = torch.bincount(labels.flatten(), minlength=4) / len(labels)
     assert (found - share[0]).abs().max() < 0.02
     assert found[1] == 0
+
+
+def test_end_statistics_survive_a_file_and_a_damaged_one_counts_as_absent(
+    tiny_llama_path, windows, tmp_path
+):
+    loaded = load(str(tiny_llama_path))
+    stream = CalibrationStream(walker(loaded, windows), loaded.sketch, SeedTree(0), "d", 50)
+    for _ in (*stream.forward(), *stream.backward()):
+        continue
+    path = tmp_path / "end.safetensors"
+    stream.end.save(path)
+    again = EndStatistics.load(path)
+    assert torch.equal(again.head_hessian, stream.end.head_hessian)
+    with torch.no_grad():
+        hidden = loaded.model.base_model(windows).last_hidden_state.flatten(0, 1)
+    torch.testing.assert_close(
+        again.head_hessian, hidden.T @ hidden / len(hidden), rtol=1e-3, atol=1e-5
+    )
+    tied = again.stats("embedding", tied=True, digest="d").hessian
+    torch.testing.assert_close(tied, again.head_hessian + again.embedding_fisher)
+    untied = again.stats("embedding", tied=False, digest="d").hessian
+    torch.testing.assert_close(untied, again.embedding_fisher)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert EndStatistics.load(path) is None
+    assert EndStatistics.load(tmp_path / "absent") is None
+
+
+def test_rounding_a_tied_embedding_by_its_cost_beats_nearest(trained_llama_path):
+    """GPTQ on G_e + H_h lowers the score that RTN has at the same bytes."""
+    loaded = load(str(trained_llama_path))
+    text = windows_of(
+        load_corpus("pydoc"), "calibration", loaded.tokenizer, tokens=2048, length=64
+    )
+    walk = BlockWalker(structure(loaded.model), text.input_ids, batch_size=8)
+    stream = CalibrationStream(walk, loaded.sketch, SeedTree(0), "d", 1024)
+    for _ in (*stream.forward(), *stream.backward()):
+        continue
+    weight = structure(loaded.model).head_weight().float()
+    stats = stream.end.stats("embedding", tied=True, digest="d")
+    score = {}
+    for token in ("rtn-w3g64", "gptq-w3g64"):
+        dense = compress(weight, LayerSpec.parse(token), stats, "float16").to_dense()
+        score[token] = head_score(weight, dense, stream.end) + embedding_score(
+            dense - weight, stream.end
+        )
+    assert score["gptq-w3g64"] < 0.9 * score["rtn-w3g64"]

@@ -69,7 +69,7 @@ def test_embedding_score_weighs_rows_by_frequency(generator):
     expected = 0.5 * sum(
         frequency[v].item() * (difference[v] @ fisher @ difference[v]).item() for v in range(7)
     )
-    end = EndStatistics(torch.empty(0, 3), fisher, frequency)
+    end = EndStatistics(torch.empty(0, 3), fisher, torch.eye(3), frequency)
     assert embedding_score(difference, end) == pytest.approx(expected, rel=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_head_score_is_the_exact_kl(generator):
     weight = torch.randn(30, 4, generator=generator)
     changed = weight + 0.3 * torch.randn(30, 4, generator=generator)
     hidden = torch.randn(400, 4, generator=generator)
-    end = EndStatistics(hidden, torch.eye(4), torch.ones(30) / 30)
+    end = EndStatistics(hidden, torch.eye(4), torch.eye(4), torch.ones(30) / 30)
     log_p = torch.log_softmax(hidden.double() @ weight.double().T, -1)
     log_q = torch.log_softmax(hidden.double() @ changed.double().T, -1)
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
