@@ -83,8 +83,18 @@ def plan_table(found: "PlanTable", count: int) -> Table:
 
 
 def nearest_sizes(options: Sequence["Alternative"], count: int) -> list["Alternative"]:
-    """Return the ``count`` nearest smaller and the ``count`` nearest larger options."""
-    ordered = sorted(options, key=lambda option: option.delta_bytes)
+    """Return the ``count`` nearest smaller and larger options that are worth a thought.
+
+    Left out is what another option, the chosen one included, beats in bytes and in KL.
+    """
+    points = [(option.delta_bytes, option.delta_kl_nats) for option in options] + [(0, 0.0)]
+
+    def beaten(option: "Alternative") -> bool:
+        mine = (option.delta_bytes, option.delta_kl_nats)
+        return any(size <= mine[0] and kl <= mine[1] and (size, kl) != mine for size, kl in points)
+
+    kept = [option for option in options if not beaten(option)]
+    ordered = sorted(kept, key=lambda option: option.delta_bytes)
     smaller = [option for option in ordered if option.delta_bytes < 0]
     larger = [option for option in ordered if option.delta_bytes >= 0]
     return smaller[max(0, len(smaller) - count) :] + larger[:count]

@@ -7,7 +7,6 @@ the Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM) and GPT-2.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -85,7 +84,7 @@ def structure(model: PreTrainedModel) -> Structure:
     pairs = [_attention_and_mlp(model, block) for block in blocks]
     norms = [
         child
-        for child in cast(nn.Module, model.base_model).children()
+        for child in nn.Module.children(model.base_model)
         if isinstance(getattr(child, "weight", None), nn.Parameter) and child.weight.dim() == 1
     ]
     if len(norms) != 1:

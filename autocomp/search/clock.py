@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def peak_rss_bytes() -> int:
@@ -53,6 +56,15 @@ class Clock:
             yield
         finally:
             self.add(name, time.perf_counter() - begun)
+
+    def each(self, name: str, items: Iterator[T]) -> Iterator[T]:
+        """Yield from an iterator, timing only what the iterator itself does."""
+        while True:
+            with self.time(name):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     @property
     def elapsed(self) -> float:

@@ -105,7 +105,7 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
         raise ConfigError(
             f"trial {number} does not exist; the study has {len(records)} ({known}, ...)."
         )
-    setup = Setup.of(load_study_config(study_dir))
+    setup = Setup.of(load_study_config(study_dir)).with_lists(study.get_lists())
     context = search_context(setup, _scores(study_dir))
     correction: Correction = correction_of(context, records)
     problem = correction.apply()

@@ -93,6 +93,8 @@ class Search:
             self.setup.check_feasible()
             study_dir.mkdir(parents=True, exist_ok=True)
             self.study = Study.open(storage, study_dir, fingerprint=fingerprint(config))
+            if stored := self.study.get_lists():  # a space's defaults may change between versions
+                self.setup = self.setup.with_lists(stored)
             self.study.set_lists(self.setup.lists)
             _write_json(study_dir / CONFIG_FILE, config.model_dump(mode="json"))
         self._bench: Workbench | None = None
@@ -107,8 +109,8 @@ class Search:
 
     def context(self) -> SearchContext:
         """Score every option and return the proposals' context."""
-        with self.clock.time("calibrate, compress, score"):
-            scores = score_options(self.bench, self.setup.lists, self.progress)
+        self.study.bind("model_digest", self.bench.loaded.digest)
+        scores = score_options(self.bench, self.setup.lists, self.progress, self.clock)
         _write_json(self.study_dir / SCORES_FILE, asdict(scores))
         return search_context(self.setup, scores)
 
@@ -125,13 +127,14 @@ class Search:
             if limits.timeout_s is not None and self.clock.elapsed > limits.timeout_s:
                 self.progress.log(f"time limit of {limits.timeout_s:.0f} s reached")
                 break
-            with self.clock.time("propose and record"):
-                proposal = propose(
-                    index, SeedTree(self.config.seed), context, self.study.records()
-                )
-                if proposal is None:
-                    self.progress.log("no new plan is left near the best ones; stopping")
-                    break
+            with self.clock.time("record"):
+                told = self.study.records()
+            with self.clock.time("solve"):
+                proposal = propose(index, SeedTree(self.config.seed), context, told)
+            if proposal is None:
+                self.progress.log("no new plan is left near the best ones; stopping")
+                break
+            with self.clock.time("record"):
                 new = NewTrial(
                     logical=index,
                     params=proposal.params,
@@ -171,7 +174,7 @@ class Search:
             return
         for name, seconds in outcome.stages.items():
             self.clock.add(name, seconds)
-        with self.clock.time("propose and record"):
+        with self.clock.time("record"):
             result = Measured(
                 kl_nats=outcome.kl_nats,
                 window_kl=outcome.window_kl,

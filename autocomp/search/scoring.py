@@ -3,17 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from autocomp.calibrate.stream import EndStatistics
 from autocomp.core.errors import StoreError
 from autocomp.core.progress import Progress
 from autocomp.core.sketch import Site
 from autocomp.core.spec import LayerSpec
+from autocomp.core.stats import Stats
 from autocomp.env import cache_dir
 from autocomp.models.device import bf16_products
+from autocomp.search.clock import Clock
 from autocomp.search.scores import LINEAR_SCORES, embedding_score, head_score
 from autocomp.search.workbench import Workbench, method_version
 
@@ -76,6 +80,7 @@ def score_options(
     bench: Workbench,
     lists: Mapping[str, Sequence[LayerSpec]],
     progress: Progress,
+    clock: Clock,
     score: str = "kronecker",
 ) -> ScoreTable:
     """Return the predicted KL of every option; compressed weights go to the layer store.
@@ -84,6 +89,7 @@ def score_options(
         bench: The loaded base model.
         lists: Options by site name; sub-blocks are scored without being listed.
         progress: Told one unit a block and half-pass.
+        clock: Gets the stages ``calibrate``, ``compress`` and ``score``.
         score: Name of the linear score.
     """
     path = _table_path(bench, lists, score)
@@ -94,31 +100,51 @@ def score_options(
     stream = bench.stream()
     tokens = bench.calibration.input_ids.numel()
     progress.start("calibrate", bench.sketch.num_layers, "block")
-    for _ in stream.forward():
+    for _ in clock.each("calibrate", stream.forward()):
         progress.advance()
     progress.finish(f"{tokens} tokens of {bench.corpus.name}")
     options: dict[str, dict[str, float]] = {}
     drop: dict[str, float] = {}
     progress.start("compress and score", bench.sketch.num_layers, "block")
-    for found in stream.backward():
+    for found in clock.each("calibrate", stream.backward()):
         drop |= found.drop
-        bench.compress_options(found.stats, lists)
-        for name, stats in found.stats.items():
-            weight = bench.weight(name)
-            options[name] = {}
-            for spec in lists.get(name, ()):
-                dense = bench.compressed(name, spec, stats).to_dense().to(weight.device)
-                with bf16_products(bench.dtype):  # a score is right to tens of percent at best
-                    options[name][spec.token()] = LINEAR_SCORES[score](dense - weight, stats)
+        with clock.time("compress"):
+            bench.compress_options(found.stats, lists)
+        with clock.time("score"):
+            for name, stats in found.stats.items():
+                specs = lists.get(name, ())
+                options[name] = _linear_scores(bench, name, specs, stats, LINEAR_SCORES[score])
         progress.advance()
     progress.finish(f"{sum(map(len, options.values()))} compressed weights")
     end = bench.end_statistics(stream)
     for site in bench.sketch.sites:
         if site.kind in ("embedding", "head"):
-            options[site.name] = _end_scores(bench, site, lists.get(site.name, ()), end)
+            specs = lists.get(site.name, ())
+            with clock.time("compress"):
+                for spec in specs:
+                    bench.compressed(site.name, spec)
+            with clock.time("score"):
+                options[site.name] = _end_scores(bench, site, specs, end)
     table = ScoreTable(options, drop)
     _write(path, table)
     return table
+
+
+def _linear_scores(
+    bench: Workbench,
+    name: str,
+    specs: Sequence[LayerSpec],
+    stats: Stats,
+    score: Callable[[Tensor, Stats], float],
+) -> dict[str, float]:
+    """Return the scores of a linear's options, which the store holds."""
+    weight = bench.weight(name)
+    scores = {}
+    for spec in specs:
+        dense = bench.compressed(name, spec, stats).to_dense().to(weight.device)
+        with bf16_products(bench.dtype):  # a score is right to tens of percent at best
+            scores[spec.token()] = score(dense - weight, stats)
+    return scores
 
 
 def _end_scores(

@@ -71,6 +71,10 @@ class Setup:
         )
         return cls(config, sketch, lists)
 
+    def with_lists(self, lists: Mapping[str, tuple[LayerSpec, ...]]) -> "Setup":
+        """Return the same model and budget over other lists, such as those of a stored study."""
+        return Setup(self.config, self.sketch, lists)
+
     @cached_property
     def space(self) -> IntegerSpace:
         """The integer parameters over the lists."""

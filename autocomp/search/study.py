@@ -141,6 +141,22 @@ class Study:
         """The settings that the study was made with."""
         return dict(self.optuna.user_attrs.get("fingerprint", {}))
 
+    def bind(self, name: str, value: str) -> None:
+        """Store a fact that must stay what it is, such as the digest of the model's weights.
+
+        Raises:
+            ConfigError: If the study was made with another value.
+        """
+        stored = self.optuna.user_attrs.get(name)
+        if stored is None:
+            self.optuna.set_user_attr(name, value)
+        elif stored != value:
+            raise ConfigError(
+                f"the study in {self.study_dir} was made with another {name.replace('_', ' ')}: "
+                f"stored {stored[:16]}, now {value[:16]}. The model's files have changed; put the "
+                "old ones back, or choose another --study-dir."
+            )
+
     def set_lists(self, lists: Mapping[str, Sequence[LayerSpec]]) -> None:
         """Store the option lists, or extend the stored ones.
 

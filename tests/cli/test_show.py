@@ -1,7 +1,6 @@
 """``autocomp show`` around a fake explanation."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -52,7 +51,15 @@ def test_json_has_every_alternative(run, study_dir, asked):
 )
 def test_nearest_sizes(count, expected):
     assert [option.delta_bytes for option in nearest_sizes(OPTIONS, count)] == expected
-    assert nearest_sizes([SimpleNamespace(delta_bytes=5)], 0) == []
+
+
+def test_beaten_options_are_left_out():
+    beaten = (
+        Alternative("larger-and-worse", 10, 0.001),
+        Alternative("smaller-but-beaten", -900, 0.04),
+        Alternative("same-bytes-worse", 2000, -0.01),
+    )
+    assert nearest_sizes((*OPTIONS, *beaten), 9) == nearest_sizes(OPTIONS, 9)
 
 
 def test_unknown_trial_exits_with_2(run, study_dir, asked):
