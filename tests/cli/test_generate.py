@@ -2,7 +2,7 @@
 
 import json
 
-from autocomp.cli.generate import is_native
+from autocomp.layers.native import is_native
 
 
 def test_greedy_text_is_repeatable(run, tiny_llama_path):
