@@ -146,7 +146,7 @@ def test_demo_preset_is_small():
     demo = load_config("demo")
     assert demo.search.finalists == 1
     assert demo.search.trials <= 25
-    assert demo.budget.max_bytes == 150_000_000
+    assert demo.budget.max_bytes == 100_000_000
     assert any("sparsegpt" in token for token in demo.space.linear)
     assert any("svd" in token for token in demo.space.linear)
 

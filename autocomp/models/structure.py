@@ -7,6 +7,7 @@ the Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM) and GPT-2.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -82,9 +83,10 @@ def structure(model: PreTrainedModel) -> Structure:
         raise _unsupported(model, "it has no token embedding or no linear head")
     blocks = _block_list(model)
     pairs = [_attention_and_mlp(model, block) for block in blocks]
+    body: Any = model.base_model
     norms = [
         child
-        for child in nn.Module.children(model.base_model)
+        for child in body.children()
         if isinstance(getattr(child, "weight", None), nn.Parameter) and child.weight.dim() == 1
     ]
     if len(norms) != 1:

@@ -46,7 +46,7 @@ def test_json(run):
     answer = run("check", "-c", "demo", "--json")
     data = json.loads(answer.out)
     assert data["estimate"]["smallest_bytes"] == 60_000_000
-    assert data["config"]["budget"]["max_bytes"] == 150_000_000
+    assert data["config"]["budget"]["max_bytes"] == 100_000_000
 
 
 def test_infeasible_budget_exits_with_3_and_still_shows_the_range(run):
