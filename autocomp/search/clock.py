@@ -3,12 +3,14 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+TOTAL = "total"
 
 
 def peak_rss_bytes() -> int:
@@ -35,18 +37,28 @@ class Stage:
 
 
 class Clock:
-    """Adds up wall time by stage, in order of first use."""
+    """Adds up wall time by stage, in order of first use.
 
-    def __init__(self) -> None:
+    Args:
+        earlier: The table of earlier runs of the same search, to go on from.
+    """
+
+    def __init__(self, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
         self.stages: dict[str, Stage] = {}
         self._started = time.perf_counter()
+        for row in earlier:
+            if row["stage"] == TOTAL:
+                self._started -= row["seconds"]
+            else:
+                kept = (row["seconds"], row["visits"], row["peak_rss_bytes"])
+                self.stages[row["stage"]] = Stage(row["stage"], *kept)
 
     def add(self, name: str, seconds: float) -> None:
         """Add a visit that was timed elsewhere."""
         stage = self.stages.setdefault(name, Stage(name))
         stage.seconds += seconds
         stage.visits += 1
-        stage.peak_rss_bytes = peak_rss_bytes()
+        stage.peak_rss_bytes = max(stage.peak_rss_bytes, peak_rss_bytes())
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -68,7 +80,7 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds that this and earlier runs took."""
         return time.perf_counter() - self._started
 
     def table(self) -> list[dict[str, float | int | str]]:
@@ -85,11 +97,13 @@ class Clock:
         ]
         rows.append(
             {
-                "stage": "total",
+                "stage": TOTAL,
                 "seconds": round(self.elapsed, 3),
                 "visits": 1,
                 "share": 1.0,
-                "peak_rss_bytes": peak_rss_bytes(),
+                "peak_rss_bytes": max(
+                    [peak_rss_bytes(), *(s.peak_rss_bytes for s in self.stages.values())]
+                ),
             }
         )
         return rows

@@ -35,15 +35,14 @@ class Outcome:
 
 
 def evaluate_plan(
-    bench: Workbench, plan: Plan, stop: Callable[[Sequence[float]], bool] | None
+    bench: Workbench, plan: Plan, stop: Callable[[Sequence[float]], bool]
 ) -> Outcome:
     """Assemble a plan and climb the ladder.
 
     Args:
         bench: The loaded base model.
         plan: The candidate.
-        stop: Asked after every rung but the last with the KL of each window so far; ``None`` never
-            stops.
+        stop: Asked after every rung but the last with the KL of each window so far.
 
     Raises:
         NumericalError: If a window's KL is not finite.
@@ -66,7 +65,7 @@ def evaluate_plan(
             raise NumericalError(
                 f"the KL of plan {plan.digest[:12]} is not finite after {tokens} tokens."
             )
-        if count < bench.ladder.full and stop is not None and stop(kl):
+        if count < bench.ladder.full and stop(kl):
             break
     return Outcome(
         window_kl=tuple(kl),

@@ -1,7 +1,9 @@
 """What a search returns: the best finished models, the front, and what each family costs."""
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ class SearchResult:
         front: Non-dominated measured plans, smallest first.
         families: What each family costs in KL at the budget.
         timings: Wall time and peak memory by stage.
+        settings: What the study was made with, by dotted key.
     """
 
     study_dir: Path
@@ -31,6 +34,7 @@ class SearchResult:
     front: list[dict[str, Any]]
     families: list[dict[str, Any]]
     timings: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that ``autocomp search --json`` prints."""
@@ -39,6 +43,8 @@ class SearchResult:
             ratio = self.best.heldout_kl_nats / self.best_uniform.heldout_kl_nats
         return {
             "study_dir": str(self.study_dir),
+            "settings": self.settings,
+            "versions": versions(),
             "best": None if self.best is None else self.best.to_json(),
             "best_uniform": None if self.best_uniform is None else self.best_uniform.to_json(),
             "best_over_uniform": ratio,
@@ -46,6 +52,13 @@ class SearchResult:
             "families": self.families,
             "timings": self.timings,
         }
+
+
+def versions() -> dict[str, str]:
+    """Return what a result depends on besides its settings: packages, Python, processor."""
+    packages = ("autocomp", "torch", "transformers", "optuna", "numpy", "scipy")
+    found = {name: version(name) for name in packages}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
 def front_rows(study: Study) -> list[dict[str, Any]]:
@@ -121,4 +134,5 @@ def summarise(
         front=front_rows(study),
         families=family_rows(records),
         timings=timings or [],
+        settings=study.fingerprint,
     )

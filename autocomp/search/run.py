@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from autocomp.config import StudyConfig, fingerprint
 from autocomp.core.errors import ConfigError, InfeasibleError, NumericalError
@@ -41,6 +42,17 @@ def _write_json(path: Path, data: object) -> None:
     partial = path.with_name(f".{path.name}.tmp")
     partial.write_text(json.dumps(data, indent=1, sort_keys=True), encoding="utf-8")
     partial.replace(path)
+
+
+def _read_timings(study_dir: Path) -> list[dict[str, Any]]:
+    """Return the time table of earlier runs; none when there is no whole one."""
+    try:
+        rows = json.loads((study_dir / TIMINGS_FILE).read_text(encoding="utf-8"))
+        return [
+            row for row in rows if {"stage", "seconds", "visits", "peak_rss_bytes"} <= set(row)
+        ]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
@@ -87,7 +99,8 @@ class Search:
         self.config = config
         self.study_dir = study_dir
         self.progress = progress
-        self.clock = Clock()
+        self._begun = time.perf_counter()
+        self.clock = Clock(_read_timings(study_dir))
         with self.clock.time("set up"):
             self.setup = Setup.of(config)
             self.setup.check_feasible()
@@ -98,6 +111,11 @@ class Search:
             self.study.set_lists(self.setup.lists)
             _write_json(study_dir / CONFIG_FILE, config.model_dump(mode="json"))
         self._bench: Workbench | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of this run."""
+        return time.perf_counter() - self._begun
 
     @property
     def bench(self) -> Workbench:
@@ -124,7 +142,7 @@ class Search:
             if self.study.renew_lease(record.number):
                 self._measure(record.number, record.plan, record.origin, record.logical)
         while (index := self.study.next_logical()) < total:
-            if limits.timeout_s is not None and self.clock.elapsed > limits.timeout_s:
+            if limits.timeout_s is not None and self.seconds > limits.timeout_s:
                 self.progress.log(f"time limit of {limits.timeout_s:.0f} s reached")
                 break
             with self.clock.time("record"):
@@ -165,9 +183,14 @@ class Search:
             and record.logical < logical
             and record.weight_bytes <= self.setup.costs(plan)["weight_bytes"]
         ]
-        full = origin.startswith(ALWAYS_FULL)
+        gate = None if origin.startswith(ALWAYS_FULL) else _gate(rivals)
+
+        def after_rung(kl: Sequence[float]) -> bool:
+            self.study.renew_lease(number)
+            return gate is not None and clearly_worse(kl, gate)
+
         try:
-            outcome = evaluate_plan(self.bench, plan, None if full else _gate(rivals))
+            outcome = evaluate_plan(self.bench, plan, after_rung)
         except NumericalError as error:
             self.study.tell_failed(number, str(error))
             self.progress.advance(note=f"#{number} failed: {error}")
@@ -256,27 +279,19 @@ class Search:
 
     def run(self) -> SearchResult:
         """Do all of it and return the result."""
-        self.run_trials(self.context())
-        self.finish_finalists()
-        timings = self.clock.table()
-        _write_json(self.study_dir / TIMINGS_FILE, timings)
+        try:
+            self.run_trials(self.context())
+            self.finish_finalists()
+        finally:
+            timings = self.clock.table()
+            _write_json(self.study_dir / TIMINGS_FILE, timings)
         return summarise(self.study, self.study_dir, timings)
 
 
-def _gate(rivals: Sequence[TrialRecord]) -> "_Gate | None":
-    """Return the gate against the best plan that is no larger."""
+def _gate(rivals: Sequence[TrialRecord]) -> tuple[float, ...] | None:
+    """Return the KL of each window of the best rival, which a candidate must keep up with."""
     best = min(rivals, key=lambda record: (record.kl_nats, record.logical), default=None)
-    return None if best is None else _Gate(best.window_kl)
-
-
-class _Gate:
-    """Stops a candidate that is clearly worse than a rival on the windows both have read."""
-
-    def __init__(self, rival: tuple[float, ...]) -> None:
-        self.rival = rival
-
-    def __call__(self, kl: Sequence[float]) -> bool:
-        return clearly_worse(kl, self.rival)
+    return None if best is None else best.window_kl
 
 
 def run_search(

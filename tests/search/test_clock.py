@@ -31,3 +31,14 @@ def test_an_iterator_is_timed_without_its_consumer():
         time.sleep(0.03)
     seconds = clock.stages["inside"].seconds
     assert 0.03 <= seconds < 0.09
+
+
+def test_a_clock_goes_on_from_an_earlier_table():
+    first = Clock()
+    first.add("a", 2.0)
+    again = Clock(first.table())
+    again.add("a", 1.0)
+    rows = {row["stage"]: row for row in again.table()}
+    assert rows["a"]["seconds"] == 3.0
+    assert rows["a"]["visits"] == 2
+    assert rows["total"]["seconds"] >= first.table()[-1]["seconds"]
