@@ -52,7 +52,6 @@ def test_factor_is_the_inverse():
 
 
 def test_hand_case():
-    """Quantization spec 4.3, check (a)."""
     weight = torch.tensor([[0.6, 0.6]], dtype=torch.float64)
     hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
     grid = unit_grid(1, 2)
@@ -66,7 +65,7 @@ def test_hand_case():
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_equals_brain_surgeon_and_feedback_rounding(bits):
-    """Quantization spec 4.3, check (b): strips of 7 and 32, OBQ, and ``H = V D Vᵀ`` feedback."""
+    """Strips of 7 and 32, OBQ, and ``H = V D Vᵀ`` feedback."""
     weight, hessian = double_site()
     grid = AffineGrid.fit(weight, GptqSpec(bits, 8))
     factor = natural(hessian)
@@ -129,7 +128,7 @@ def test_known_counterexample(monkeypatch, size, gptq, nearest):
 
 
 def test_loss_is_half_the_trace():
-    """Pruning spec 2.2, step 6, for rounding, pruning and both."""
+    """For rounding, pruning and both."""
     weight, hessian = double_site()
     grid = AffineGrid.fit(weight, GptqSpec(3, 8))
     mask = random_mask(weight.shape)
@@ -140,7 +139,6 @@ def test_loss_is_half_the_trace():
 
 
 def test_identity_moments_give_magnitude_by_strip_without_update():
-    """Pruning spec 2.2, check (a)."""
     weight = double_site()[0]
     factor = natural(torch.eye(40, dtype=torch.float64))
     solved = solve_columns(weight, factor, prune=MaskSpec(0.5), strip=16)
@@ -154,7 +152,6 @@ def test_identity_moments_give_magnitude_by_strip_without_update():
 
 @pytest.mark.parametrize("first", [1, 5, 20])
 def test_pruning_the_first_columns_is_least_squares(first):
-    """Pruning spec 2.2, check (b)."""
     weight, hessian = double_site()
     keep = torch.ones(weight.shape, dtype=torch.bool)
     keep[:, :first] = False
@@ -167,7 +164,6 @@ def test_pruning_the_first_columns_is_least_squares(first):
 
 
 def test_pruning_the_last_column_changes_nothing_else():
-    """Pruning spec 2.2, check (c)."""
     weight, hessian = double_site()
     keep = torch.ones(weight.shape, dtype=torch.bool)
     keep[:, -1] = False
@@ -177,7 +173,6 @@ def test_pruning_the_last_column_changes_nothing_else():
 
 @pytest.mark.parametrize("strip", [1, 7, 16, 64])
 def test_fixed_mask_does_not_depend_on_the_strip(strip):
-    """Pruning spec 2.2, check (d)."""
     weight, hessian = double_site()
     keep = random_mask(weight.shape)
     expected = solve_columns(weight, natural(hessian), keep=keep).weight
@@ -186,7 +181,6 @@ def test_fixed_mask_does_not_depend_on_the_strip(strip):
 
 
 def test_error_lies_between_no_update_and_the_row_optimum():
-    """Pruning spec 2.2, check (e)."""
     weight, hessian = double_site()
     hessian += hessian.diagonal().mean() * torch.eye(len(hessian))  # a mild correlation
     keep = random_mask(weight.shape)
@@ -202,7 +196,7 @@ def test_error_lies_between_no_update_and_the_row_optimum():
 
 
 def test_rounding_leaves_pruned_weights_zero_and_codes_in_range():
-    """Quantization spec 4.3, check (e), with a mask."""
+    """With a mask."""
     weight, hessian = double_site()
     keep = random_mask(weight.shape)
     grid = AffineGrid.fit(weight * keep, GptqSpec(3, 8))
@@ -231,7 +225,6 @@ def test_nothing_to_do_changes_nothing():
 
 
 def test_pattern_across_strips_is_refused():
-    """Pruning spec 4.2."""
     weight, hessian = double_site()
     with pytest.raises(PlanError, match="divides 6"):
         solve_columns(weight, natural(hessian), prune=MaskSpec(keep=2, m=4), strip=6)

@@ -15,7 +15,7 @@ def product(weight, rank, stats=None):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [1, 8, 23, 24])
 def test_is_the_truncated_svd(shape, rank):
-    """Pruning spec 6.1: product, tail energy, and the weight itself at full rank."""
+    """Product, tail energy, and the weight itself at full rank."""
     weight = site(shape=shape)[0].double()
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     expected = (left[:, :rank] * values[:rank]) @ right[:rank]
@@ -27,7 +27,7 @@ def test_is_the_truncated_svd(shape, rank):
 
 
 def test_better_than_random_projections():
-    """Pruning spec 6.1: optimal among rank k."""
+    """Optimal among rank k."""
     weight = site()[0].double()
     best = float((product(weight, 8) - weight).norm())
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +38,7 @@ def test_better_than_random_projections():
 
 
 def test_scale_is_split_evenly():
-    """Pruning spec 6.1: ``A = U √S``, ``B = √S Vᵀ``."""
+    """``A = U √S``, ``B = √S Vᵀ``."""
     weight = site()[0]
     left, right = Svd().factors(weight, SvdSpec(rank=8), None)
     values = torch.linalg.svdvals(weight)[:8]

@@ -18,7 +18,6 @@ def product(weight, rank, stats):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [1, 8, 23])
 def test_error_is_the_tail_energy(shape, rank):
-    """Pruning spec 6.5, step 3."""
     weight, stats = site(shape=shape)
     whitener = torch.linalg.cholesky(stats.hessian.double())
     values = torch.linalg.svdvals(weight.double() @ whitener)
@@ -33,7 +32,7 @@ def test_full_rank_gives_the_weight(shape):
 
 
 def test_projects_outputs_on_their_principal_directions():
-    """Pruning spec 6.5, step 3: the same as PCA of the outputs."""
+    """The same as PCA of the outputs."""
     weight, stats = site()
     outputs = weight.double() @ torch.linalg.cholesky(stats.hessian.double())
     basis = torch.linalg.svd(outputs).U[:, :8]

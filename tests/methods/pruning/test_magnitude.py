@@ -9,7 +9,7 @@ from autocomp.testing.methods import compress, site
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.333, 0.5, 0.9])
 def test_exact_count_of_the_matrix(sparsity):
-    """Pruning spec 2.1: ``floor(numel · s)`` go, ties or not."""
+    """``floor(numel · s)`` go, ties or not."""
     for weight in (site()[0], site()[0].round()):
         keep = Magnitude().mask(weight, MagnitudeSpec(sparsity), None)
         assert int((~keep).sum()) == int(weight.numel() * sparsity)
@@ -17,7 +17,6 @@ def test_exact_count_of_the_matrix(sparsity):
 
 
 def test_idempotent_and_invariant_to_scale():
-    """Pruning spec 2.1."""
     weight, spec = site()[0], MagnitudeSpec(0.5)
     keep = Magnitude().mask(weight, spec, None)
     assert torch.equal(Magnitude().mask(weight * keep, spec, None), keep)
@@ -25,7 +24,7 @@ def test_idempotent_and_invariant_to_scale():
 
 
 def test_a_row_alone_is_wanda_with_unit_norms():
-    """Pruning spec 2.1 and 2.3: row scope is Wanda with unit norms."""
+    """Row scope is Wanda with unit norms."""
     unit = Stats(norms=torch.ones(32))
     for row in site()[0].split(1):
         keep = Magnitude().mask(row, MagnitudeSpec(0.5), None)
@@ -34,6 +33,6 @@ def test_a_row_alone_is_wanda_with_unit_norms():
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "5:8"])
 def test_patterned_weights_are_unchanged(pattern):
-    """Pruning spec 4.0: packing is exact and a weight that has the pattern keeps it."""
+    """Packing is exact and a weight that has the pattern keeps it."""
     once = compress(f"magnitude-{pattern}", site()[0], None, "float16").to_dense()
     assert torch.equal(compress(f"magnitude-{pattern}", once, None, "float16").to_dense(), once)

@@ -11,7 +11,7 @@ from autocomp.testing.methods import compress, output_error, site
 
 
 def test_exact_count_of_every_strip():
-    """Pruning spec 2.2: sparsity is exact a strip of 128 columns, here 128 and 36 wide."""
+    """Sparsity is exact a strip of 128 columns, here 128 and 36 wide."""
     weight, stats = site(shape=(9, 164))
     keep = SparseGpt().mask(weight, SparseGptSpec(0.45), stats)
     assert int((~keep[:, :128]).sum()) == int(9 * 128 * 0.45)
@@ -21,14 +21,12 @@ def test_exact_count_of_every_strip():
 
 @pytest.mark.parametrize(("keep", "m"), [(2, 4), (4, 8), (1, 4)])
 def test_exact_count_of_every_pattern(keep, m):
-    """Pruning spec 4.2."""
     weight, stats = site()
     mask = SparseGpt().mask(weight, SparseGptSpec(keep=keep, m=m), stats)
     assert bool((mask.view(24, -1, m).sum(dim=2) == keep).all())
 
 
 def test_pattern_with_identity_moments_is_magnitude():
-    """Pruning spec 4.2."""
     weight = site()[0]
     found = SparseGpt().solve(weight, SparseGptSpec(keep=2, m=4), Stats(hessian=torch.eye(32)))
     keep = Magnitude().mask(weight, MagnitudeSpec(keep=2, m=4), None)
@@ -37,7 +35,7 @@ def test_pattern_with_identity_moments_is_magnitude():
 
 
 def test_diagonal_moments_score_as_wanda_squared():
-    """Pruning spec 2.2, check (f): the mask of ``w² (H_jj + damping)`` over the matrix."""
+    """The mask of ``w² (H_jj + damping)`` over the matrix."""
     weight, stats = site()
     diagonal = stats.hessian.diagonal()
     keep = SparseGpt().mask(weight, SparseGptSpec(0.5), Stats(hessian=torch.diag(diagonal)))
@@ -46,7 +44,7 @@ def test_diagonal_moments_score_as_wanda_squared():
 
 
 def test_patterns_cost_more_than_free_masks():
-    """Pruning spec 4.2: at equal density, on average."""
+    """At equal density, on average."""
     free = pattern = magnitude = 0.0
     for seed in range(5):
         weight, stats = site(seed)
@@ -59,6 +57,6 @@ def test_patterns_cost_more_than_free_masks():
 
 
 def test_pattern_longer_than_a_strip_divides_is_refused():
-    """Pruning spec 4.2: m must not straddle the solver's strips."""
+    """M must not straddle the solver's strips."""
     with pytest.raises(PlanError, match="divides 128"):
         layout(LayerSpec.parse("sparsegpt-3:6"), (8, 48), "float16")

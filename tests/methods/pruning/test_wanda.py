@@ -15,7 +15,6 @@ def mask(weight, stats, token="wanda-s50"):
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.7])
 def test_exact_count_of_every_row(sparsity):
-    """Pruning spec 2.3."""
     weight, stats = site()
     keep = Wanda().mask(weight, WandaSpec(sparsity), stats)
     assert bool((keep.sum(dim=1) == 32 - int(32 * sparsity)).all())
@@ -23,14 +22,13 @@ def test_exact_count_of_every_row(sparsity):
 
 @pytest.mark.parametrize("token", ["wanda-s50", "wanda-2:4"])
 def test_mask_is_invariant_to_scaling_all_norms(token):
-    """Pruning spec 2.3."""
     weight, stats = site()
     scaled = Stats(norms=16 * stats.norms)
     assert torch.equal(mask(weight, stats, token), mask(weight, scaled, token))
 
 
 def test_metric_is_the_error_of_removing_one_weight():
-    """Pruning spec 2.3: ``M_ij²`` is the output error of that removal alone."""
+    """``M_ij²`` is the output error of that removal alone."""
     weight, stats = site()
     change = torch.zeros_like(weight)
     change[2, 5] = -weight[2, 5]
@@ -50,7 +48,7 @@ def row_errors(row, hessian):
 
 
 def test_optimal_for_uncorrelated_inputs_only():
-    """Pruning spec 2.3, by brute force over all masks of eight inputs."""
+    """By brute force over all masks of eight inputs."""
     weight, stats = site(shape=(24, 8))
     correlated_wins = 0
     for row in weight:
@@ -64,14 +62,12 @@ def test_optimal_for_uncorrelated_inputs_only():
 
 
 def test_pattern_with_unit_norms_is_magnitude():
-    """Pruning spec 4.3."""
     weight = site()[0]
     found = mask(weight, Stats(norms=torch.ones(32)), "wanda-2:4")
     assert torch.equal(found, Magnitude().mask(weight, MagnitudeSpec(keep=2, m=4), None))
 
 
 def test_pattern_depends_only_on_ratios_within_a_group():
-    """Pruning spec 4.3."""
     weight, stats = site()
     factors = torch.tensor([1.0, 8.0, 0.25, 64.0, 2.0, 0.5, 4.0, 16.0]).repeat_interleave(4)
     scaled = Stats(norms=stats.norms * factors)

@@ -13,7 +13,7 @@ def decode(token, weight, stats):
 
 @pytest.mark.parametrize("options", ["w2", "w3g8", "w4g16-sym", "w4-mse"])
 def test_diagonal_second_moments_give_round_to_nearest(options):
-    """Quantization spec 4.3, check (c): bitwise."""
+    """Bitwise."""
     weight, stats = site()
     diagonal = Stats(hessian=torch.diag(stats.hessian.diagonal()))
     gptq = compress(weight, LayerSpec.parse(f"gptq-{options}"), diagonal, "float16")
@@ -24,7 +24,7 @@ def test_diagonal_second_moments_give_round_to_nearest(options):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_beats_round_to_nearest_on_correlated_inputs(bits):
-    """Quantization spec 4.3, check (d): on average over seeds; no theorem."""
+    """On average over seeds; no theorem."""
     gptq = rtn = 0.0
     for seed in range(5):
         weight, stats = site(seed)

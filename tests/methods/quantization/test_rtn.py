@@ -16,7 +16,6 @@ def normal(seed, shape=(12, 48)):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_evenly_spaced_row_is_exact(bits):
-    """Quantization spec 4.1, check (a)."""
     row = 0.25 * (torch.arange(2**bits) - 2**bits // 3)
     weight = torch.stack([row, row.flip(0)])
     assert torch.equal(decode(f"rtn-w{bits}", weight), weight)
@@ -24,7 +23,7 @@ def test_evenly_spaced_row_is_exact(bits):
 
 @pytest.mark.parametrize("options", ["w2", "w3g16", "w4g8", "w8", "w4g8-sym", "w3-sym"])
 def test_error_is_at_most_half_a_step(options):
-    """Quantization spec 4.1, check (b): for every element, ends and one-signed groups included."""
+    """For every element, ends and one-signed groups included."""
     for seed in range(20):
         weight = normal(seed) + (seed % 3 - 1)
         spec = RtnSpec.parse(f"rtn-{options}")
@@ -34,13 +33,12 @@ def test_error_is_at_most_half_a_step(options):
 
 
 def test_one_group_is_the_row():
-    """Quantization spec 4.1, check (c)."""
     weight = normal(0)
     assert torch.equal(decode("rtn-w4g48", weight), decode("rtn-w4", weight))
 
 
 def test_idempotent():
-    """Quantization spec 4.1, check (d): a weight on the grid stays where it is."""
+    """A weight on the grid stays where it is."""
     for seed in range(20):
         once = decode("rtn-w4g16", normal(seed))
         groups = once.view(12, 3, 16)
