@@ -1,6 +1,5 @@
 """What a search works with: the base model, its texts, the layer store, and one live candidate."""
 
-import copy
 import hashlib
 import logging
 from collections import OrderedDict
@@ -9,8 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
 from autocomp.calibrate.stream import CalibrationStream, EndStatistics
@@ -66,8 +64,8 @@ class Workbench:
         self.loaded: LoadedModel = load(config.model)
         self.sketch: Sketch = self.loaded.sketch
         self.seeds = SeedTree(config.seed)
-        base = copy.deepcopy(self.loaded.model)
-        self.model: PreTrainedModel = nn.Module.to(base, device=self.device, dtype=self.dtype)
+        # Loaded again, not cast: a cast would round the rotary frequencies to bf16 too.
+        self.model = load(config.model, device=str(self.device), dtype=self.dtype).model
         self.layout = structure(self.model)
         self.batch_size = max(1, BATCH_TOKENS // config.data.window)
         self.pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_single_threaded)

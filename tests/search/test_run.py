@@ -114,6 +114,14 @@ def test_finishing_twice_gives_the_same_bytes(searched):
             assert torch.equal(tensor, second[site].tensors[name]), (site, name)
 
 
+def test_the_body_keeps_its_rotary_frequencies_in_fp32(searched):
+    chosen, study_dir, _ = searched
+    bench = Search(chosen, study_dir, None, Silent()).bench
+    frequencies = [b for name, b in bench.model.named_buffers() if "inv_freq" in name]
+    assert frequencies
+    assert all(buffer.dtype == torch.float32 for buffer in frequencies)
+
+
 def test_show_explains_every_site(searched):
     _, study_dir, result = searched
     table = show_trial(study_dir, None, result.best.number)
