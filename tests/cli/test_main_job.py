@@ -99,7 +99,7 @@ def test_export_reload_eval_generate(study, tmp_path, capsys, form, trained_llam
     assert measured["corpus"] == "pydoc"
     assert measured["kl_nats"] == pytest.approx(
         report["finished"]["heldout_kl_nats"],
-        rel=1e-3 if form == "native" else 0.02 if form == "native" else 0.02,
+        rel=1e-3 if form == "native" else 0.02,
     )
     code, out, _ = autocomp(
         capsys, "generate", str(target), "def", "--max-new-tokens", "4", "--json"
