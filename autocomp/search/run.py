@@ -12,9 +12,11 @@ from autocomp.config import StudyConfig, fingerprint
 from autocomp.core.errors import ConfigError, InfeasibleError, NumericalError
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
+from autocomp.core.registry import SPACES
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.evaluate.ladder import clearly_worse
+from autocomp.models import sketch_of
 from autocomp.search.clock import Clock
 from autocomp.search.context import Schedule, SearchContext
 from autocomp.search.correction import option_class
@@ -354,7 +356,14 @@ def compress_uniform(
         embedding: Token for the embedding and an untied head; ``None`` leaves them dense.
         out: Target folder.
         progress: Listener.
+
+    Raises:
+        PlanError: Before any work, when a spec does not fit a layer, which the message names.
     """
+    tokens = [embedding] if embedding else ["dense"]
+    SPACES["joint"].candidates(
+        sketch_of(config.model), linear=[linear], embedding=tokens, bypass=False
+    )
     inner = LayerSpec.parse(linear)
     outer = LayerSpec.parse(embedding) if embedding else DENSE
     bench = Workbench(config)

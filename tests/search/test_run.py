@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from autocomp.config import StudyConfig, load_config
-from autocomp.core.errors import ConfigError, InfeasibleError
+from autocomp.core.errors import ConfigError, InfeasibleError, PlanError
 from autocomp.core.progress import Silent
 from autocomp.cost.bytes import weight_bytes
 from autocomp.env import cache_dir
 from autocomp.layers.native import load
 from autocomp.search.explain import show_trial
 from autocomp.search.finish import recompress
-from autocomp.search.run import Search, finish_trial, run_search
+from autocomp.search.run import Search, compress_uniform, finish_trial, run_search
 from autocomp.search.study import Study
 
 TRIALS = 14
@@ -179,6 +179,20 @@ def test_a_budget_below_the_smallest_plan_is_refused_before_work(trained_llama_p
     with pytest.raises(InfeasibleError, match=r"smallest plan .* needs .* bytes"):
         run_search(small, study_dir=tmp_path / "s", storage=None, progress=Silent())
     assert not (tmp_path / "s").exists()
+
+
+def test_compressing_with_a_spec_that_does_not_fit_is_refused_before_work(
+    trained_llama_path, tmp_path
+):
+    with pytest.raises(PlanError, match=r"gptq-w4g48.*does not fit.*layers\.0"):
+        compress_uniform(
+            config(trained_llama_path),
+            linear="gptq-w4g48",
+            embedding=None,
+            out=tmp_path / "q",
+            progress=Silent(),
+        )
+    assert not (tmp_path / "q").exists()
 
 
 def test_a_memory_budget_counts_the_cache(trained_llama_path, tmp_path):
