@@ -17,28 +17,36 @@ from autocomp.core.stats import Stats
 from autocomp.models.device import bf16_products
 
 
-class _InputMoments:
-    """Running sums of one input: second moment, largest magnitude, first rows."""
+class _Moments:
+    """Running second moment of rows, and the first of them."""
 
     def __init__(self, sample_tokens: int) -> None:
         self.tokens = 0
         self.moment: Tensor | None = None
-        self.absmax: Tensor | None = None
         self.sample: list[Tensor] = []
         self._wanted = sample_tokens
 
     def add(self, rows: Tensor) -> None:
         dtype, rows = rows.dtype, rows.float()
-        if self.moment is None or self.absmax is None:
+        if self.moment is None:
             self.moment = rows.new_zeros(rows.shape[1], rows.shape[1])
-            self.absmax = rows.new_zeros(rows.shape[1])
         with bf16_products(dtype):
             self.moment.addmm_(rows.T, rows)
-        torch.maximum(self.absmax, rows.abs().amax(dim=0), out=self.absmax)
         self.tokens += len(rows)
         if self._wanted > 0:
             self.sample.append(rows[: self._wanted].clone())
             self._wanted -= len(self.sample[-1])
+
+
+class _InputMoments(_Moments):
+    """The same, with the largest magnitude a channel."""
+
+    absmax: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        super().add(rows)
+        largest = rows.float().abs().amax(dim=0)
+        self.absmax = largest if self.absmax is None else torch.maximum(self.absmax, largest)
 
 
 def block_sites(sketch: Sketch, block: int) -> list[Site]:
@@ -92,27 +100,6 @@ def input_statistics(
     return {site.name: shared[site.reads] for site in sites if site.reads in shared}
 
 
-class _OutputMoments:
-    """Running sums of one output gradient."""
-
-    def __init__(self, sample_tokens: int) -> None:
-        self.tokens = 0
-        self.moment: Tensor | None = None
-        self.sample: list[Tensor] = []
-        self._wanted = sample_tokens
-
-    def add(self, gradient: Tensor) -> None:
-        dtype, gradient = gradient.dtype, gradient.float()
-        if self.moment is None:
-            self.moment = gradient.new_zeros(gradient.shape[1], gradient.shape[1])
-        with bf16_products(dtype):
-            self.moment.addmm_(gradient.T, gradient)
-        self.tokens += len(gradient)
-        if self._wanted > 0:
-            self.sample.append(gradient[: self._wanted].clone())
-            self._wanted -= len(self.sample[-1])
-
-
 class GradientPass:
     """One block's backward pass: ``G`` of its sites, drop scores of its sub-blocks.
 
@@ -127,7 +114,7 @@ class GradientPass:
         self.block = block
         self.sites = block_sites(sketch, block)
         self.subblocks = [site for site in sketch.subblocks() if site.block == block]
-        self._moments = {site.name: _OutputMoments(sample_tokens) for site in self.sites}
+        self._moments = {site.name: _Moments(sample_tokens) for site in self.sites}
         self._drop = {site.name: [0.0, 0] for site in self.subblocks}
 
     def _seen(self, name: str, output: Tensor, gradient: Tensor) -> None:
