@@ -17,11 +17,12 @@ from autocomp.export import ExportReport, export_model
 from autocomp.layers.native import load
 from autocomp.search.estimate import Estimate, estimate
 from autocomp.search.explain import PlanTable, show_trial
+from autocomp.search.recover import Recovery, recover_trial
 from autocomp.search.result import SearchResult, summarise
 from autocomp.search.run import compress_uniform, finish_trial, load_study_config, run_search
 from autocomp.search.study import Study
 
-__all__ = ["check", "compress", "evaluate", "export", "front", "load", "search", "show"]
+__all__ = ["check", "compress", "evaluate", "export", "front", "load", "recover", "search", "show"]
 
 evaluate = evaluate_path
 
@@ -96,6 +97,29 @@ def show(study_dir: str | Path, trial: int, storage: str | None = None) -> PlanT
     return show_trial(Path(study_dir), storage, trial)
 
 
+def recover(
+    study_dir: str | Path,
+    trial: int,
+    method: str = "lora-r8-300",
+    *,
+    storage: str | None = None,
+    progress: Progress | None = None,
+) -> Recovery:
+    """Train a trial's codes and scales with KL to the base; formats and bytes stay.
+
+    Args:
+        study_dir: The study.
+        trial: Trial number; finished first if it is not.
+        method: Token of what is trained and for how many steps.
+        storage: Storage URL; ``None`` is the journal file in ``study_dir``.
+        progress: Listener; silent by default.
+
+    Returns:
+        The artefact before and after, measured on held-out text; exports take the better one.
+    """
+    return recover_trial(Path(study_dir), storage, trial, method, progress or Silent())
+
+
 def export(
     study_dir: str | Path,
     trial: int,
@@ -141,7 +165,7 @@ def compress(
         out: Folder to write.
         linear: Token for the linears, such as ``gptq-w4g64``.
         embedding: Token for embedding and head; ``None`` leaves them dense.
-        settings: Data settings by dotted key.
+        settings: Settings of the data by dotted key, and ``search.finish``.
     """
     return compress_uniform(
         configure(model, settings=settings),

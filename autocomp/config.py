@@ -14,11 +14,15 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from autocomp.core.errors import ConfigError
+from autocomp.core.finish import DEFAULT_FINISH, finish_spec
+from autocomp.core.recipe import CORPUS, CalibrationText
 from autocomp.core.registry import SPACES, nearest
+from autocomp.core.variant import variant_spec
 
 UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -74,14 +78,22 @@ class DataConfig(_Strict):
     """Text for calibration, search and held-out measurement; all sizes in tokens.
 
     ``corpus`` is ``pydoc`` (embedded), ``wikitext2``, ``c4``, ``ptb``, or a local ``.txt`` or
-    ``.jsonl``. ``rungs`` are the sizes of the fidelity ladder, cheap to full.
+    ``.jsonl``. ``calibration`` is ``corpus`` (its calibration part), a data recipe such as
+    ``selfgen-t1``, or ``mix:selfgen-t1`` (half the windows each); search and held-out text are
+    always the corpus'. ``rungs`` are the sizes of the fidelity ladder, cheap to full.
     """
 
     corpus: str = "pydoc"
+    calibration: str = CORPUS
     window: Count = 512
     calibration_tokens: Count = 16384
     rungs: tuple[Count, ...] = Field(default=(1024, 4096, 16384), min_length=1)
     heldout_tokens: Count = 16384
+
+    @field_validator("calibration")
+    @classmethod
+    def _known_text(cls, value: str) -> str:
+        return CalibrationText.parse(value).token()
 
     @model_validator(mode="after")
     def _sizes(self) -> "DataConfig":
@@ -97,12 +109,27 @@ class DataConfig(_Strict):
 
 
 class SpaceConfig(_Strict):
-    """The search space by name, and option tokens that replace its defaults (``None`` keeps)."""
+    """The search space by name, and option tokens that replace its defaults (``None`` keeps).
+
+    Caches are searched when peak memory is the only budget, or when ``cache`` is given.
+    ``variants`` are edits of the architecture that are searched beside the model as it is, such
+    as ``flap-p80``: the MLPs with 80 % of their inner channels.
+    """
 
     name: str = "joint"
     linear: tuple[str, ...] | None = Field(default=None, min_length=1)
     embedding: tuple[str, ...] | None = Field(default=None, min_length=1)
     bypass: bool | None = None
+    cache: tuple[str, ...] | None = Field(default=None, min_length=1)
+    variants: tuple[str, ...] = ()
+
+    @field_validator("variants")
+    @classmethod
+    def _known_variants(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        tokens = tuple(variant_spec(token).token() for token in value)
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("name every variant once")
+        return tokens
 
     @model_validator(mode="after")
     def _known(self) -> "SpaceConfig":
@@ -122,22 +149,36 @@ class BudgetConfig(_Strict):
     context: Count = 2048
     batch: Count = 1
 
+    @property
+    def memory_only(self) -> bool:
+        """Whether peak memory is the only limit."""
+        return self.max_bytes is None and self.max_memory is not None
+
 
 class SearchConfig(_Strict):
     """How long the search goes on; changing these resumes or extends a study.
 
     ``baselines`` is the most uniform plans that are measured first. ``ladder`` is the number of
     budgets at which plans are sought, from the budget itself down to ``lowest_share`` of it, and
-    ``at_budget`` the share of the refinements that goes to the largest.
+    ``at_budget`` the share of the refinements that goes to the largest. ``finish`` is what tunes
+    the blocks of a finalist after the layer methods, or ``none``.
     """
 
     trials: Count = 60
     timeout_s: Seconds | None = None
     finalists: Count = 3
+    finish: str = DEFAULT_FINISH
     baselines: Count = 8
     ladder: Count = 4
     lowest_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     at_budget: Annotated[float, Field(ge=0, le=1)] = 0.8
+
+    @field_validator("finish")
+    @classmethod
+    def _known_finish(cls, value: str) -> str:
+        if value != DEFAULT_FINISH:  # the default is checked by a test; methods load torch
+            finish_spec(value)
+        return value
 
 
 class StudyConfig(_Strict):
@@ -206,9 +247,10 @@ def load_config(
 def fingerprint(config: StudyConfig) -> dict[str, Any]:
     """Return the settings that make two studies comparable, by dotted key.
 
-    Left out: how long to search, where to compute and where to keep files.
+    Left out: how long to search, where to compute and where to keep files, and empty lists.
     """
-    return _flatten(config.model_dump(mode="json", exclude=NOT_SEMANTIC))
+    flat = _flatten(config.model_dump(mode="json", exclude=NOT_SEMANTIC))
+    return {key: value for key, value in flat.items() if value != []}
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

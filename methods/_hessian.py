@@ -9,14 +9,15 @@ from autocomp.core.stats import Stats
 ATTEMPTS = 4
 
 
-def require(stats: Stats | None, name: str, method: str, size: int) -> Tensor:
+def require(stats: Stats | None, name: str, method: str, size: int | None = None) -> Tensor:
     """Return a calibration statistic, checked.
 
     Args:
         stats: Statistics of the site.
-        name: Field of :class:`Stats`: ``hessian`` (in, in) or ``norms`` (in,).
+        name: Field of :class:`Stats` whose last axis is the inputs: ``hessian`` (in, in),
+            ``norms`` (in,), ``sample`` (n, in).
         method: Who asks; used in messages.
-        size: Expected number of inputs.
+        size: Expected number of inputs; ``None`` takes any.
 
     Raises:
         PlanError: If the statistic was not collected or belongs to a layer of another width.
@@ -24,8 +25,8 @@ def require(stats: Stats | None, name: str, method: str, size: int) -> Tensor:
     value = None if stats is None else getattr(stats, name)
     if value is None:
         raise PlanError(f"{method} needs the calibration statistic {name!r}, which is missing.")
-    if value.shape[0] != size:
-        raise PlanError(f"{method}: {name!r} has {value.shape[0]} inputs, the weight {size}.")
+    if size is not None and value.shape[-1] != size:
+        raise PlanError(f"{method}: {name!r} has {value.shape[-1]} inputs, the weight {size}.")
     return value
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from autocomp.core.method import Scope
 from autocomp.core.sketch import SiteKind
 from autocomp.core.spec import FactorSpec
 from autocomp.core.stats import Stats
@@ -86,6 +87,8 @@ def project(weight: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 class FactorMethod(ABC):
     """What factorisations share: layout, packing, and which sites they apply to."""
 
+    scope: ClassVar[Scope] = "site"
+    formats: ClassVar[tuple[str, ...]] = ("factors",)
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
 
     @abstractmethod

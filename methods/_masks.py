@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from autocomp.core.method import Scope
 from autocomp.core.sketch import SiteKind
 from autocomp.core.spec import MaskSpec
 from autocomp.core.stats import Stats
@@ -68,6 +69,8 @@ class MaskMethod(ABC):
     it keeps.
     """
 
+    scope: ClassVar[Scope] = "site"
+    formats: ClassVar[tuple[str, ...]] = ("bitmask", "nm")
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
     adaptive: ClassVar[bool] = False
 

@@ -1,17 +1,21 @@
 """Uniform integer grids: where they lie and how weights are rounded on them."""
 
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from autocomp.core.errors import NumericalError
+from autocomp.core.method import Scope
 from autocomp.core.spec import UniformSpec
+from autocomp.core.stats import Needs, Stats
 from autocomp.formats.uniform import Uniform
+from autocomp.methods._hessian import require
 
 CLIP_STEPS = 80
 CLIP_NORM = 2.4
 CLIP_ROWS = 32
+OUTPUT_CLIP_STEPS = 10
 
 
 class AffineGrid(NamedTuple):
@@ -28,8 +32,8 @@ class AffineGrid(NamedTuple):
     bits: int
 
     @classmethod
-    def fit(cls, weight: Tensor, spec: UniformSpec) -> Self:
-        """Return the grid that spans each group, or with ``spec.mse`` a clipped one.
+    def fit(cls, weight: Tensor, spec: UniformSpec, stats: Stats | None = None) -> Self:
+        """Return the grid that spans each group, or with ``mse`` or ``clip`` a clipped one.
 
         Asymmetric: ``scale = (max − min)/(2^b − 1)``, ``zero = round(−min/scale)`` with 0 forced
         into [min, max]. Symmetric: ``scale = 2·absmax/(2^b − 1)``, ``zero = 2^(b−1)``. A group
@@ -39,9 +43,11 @@ class AffineGrid(NamedTuple):
         Args:
             weight: (out, in); the group size divides ``in``.
             spec: Bits, group size, symmetry, clipping.
+            stats: Statistics of the input, read only for ``clip``: ``hessian`` (in, in).
 
         Raises:
             NumericalError: If a scale exceeds the range of float16.
+            PlanError: If ``clip`` lacks the statistics.
         """
         rows, columns = weight.shape
         groups = weight.reshape(rows, -1, spec.group_size or columns)
@@ -55,6 +61,9 @@ class AffineGrid(NamedTuple):
         if spec.mse:
             shrink = _best_clip(groups, low, high, spec)
             low, high = low * shrink, high * shrink
+        if spec.clip:
+            hessian = require(stats, "hessian", spec.token(), columns)
+            low, high = _output_clip(groups, low, high, spec, hessian)
         return cls(*_affine(low, high, spec), spec.bits)
 
     @property
@@ -70,9 +79,19 @@ class AffineGrid(NamedTuple):
         codes.add_(self.zero[..., None]).clamp_(0, self.levels)
         return codes.to(torch.uint8).reshape(rows, columns)
 
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Return the nearest points of the grid, (out, in): what :meth:`codes` decodes to."""
+        grouped = weight.reshape(weight.shape[0], self.scale.shape[1], -1)
+        scale, zero = (side.to(weight.dtype)[..., None] for side in (self.scale, self.zero))
+        points = (grouped / scale).round_().clamp_(-zero, self.levels - zero)
+        return points.mul_(scale).view(weight.shape)
+
 
 class UniformMethod:
     """What uniform quantizers share: the layout and the grid."""
+
+    scope: ClassVar[Scope] = "site"
+    formats: ClassVar[tuple[str, ...]] = ("uniform",)
 
     def layout(self, spec: UniformSpec, shape: tuple[int, int], dtype: str = "") -> Uniform:
         """Return the layout of a weight (out, in); ``dtype`` plays no part.
@@ -82,9 +101,13 @@ class UniformMethod:
         """
         return Uniform(shape, spec.bits, spec.group_size, spec.symmetric)
 
-    def grid(self, weight: Tensor, spec: UniformSpec) -> AffineGrid:
+    def needs_of(self, spec: UniformSpec) -> frozenset[Needs]:
+        """Return what clipping by the output error needs beside the method itself."""
+        return frozenset({Needs.HESSIAN}) if spec.clip else frozenset()
+
+    def grid(self, weight: Tensor, spec: UniformSpec, stats: Stats | None = None) -> AffineGrid:
         """Return scale (out, groups) float16, zero (out, groups) uint8 and bits."""
-        return AffineGrid.fit(weight, spec)
+        return AffineGrid.fit(weight, spec, stats)
 
 
 def _affine(low: Tensor, high: Tensor, spec: UniformSpec) -> tuple[Tensor, Tensor]:
@@ -126,3 +149,41 @@ def _best_clip(groups: Tensor, low: Tensor, high: Tensor, spec: UniformSpec) -> 
             least = torch.where(better, total, least)
             best[rows] = torch.where(better, shrink, best[rows])
     return best
+
+
+def _output_clip(
+    groups: Tensor, low: Tensor, high: Tensor, spec: UniformSpec, hessian: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ranges cut at ``±max · (1 − i/20)``, i < 10, with the least error of the output.
+
+    The error of a group is what it adds to the output by itself, ``d H_gg dᵀ`` with ``d = ŵ − w``
+    and the group's block of H.
+
+    Reference:
+        Lin et al. 2023, AWQ, https://arxiv.org/abs/2306.00978
+
+    Args:
+        groups: (out, groups, size).
+        low: (out, groups), at most 0.
+        high: (out, groups), at least 0.
+        spec: Bits and symmetry.
+        hessian: (in, in), ``H = E[x xᵀ]``.
+    """
+    largest, size = torch.maximum(-low, high), groups.shape[2]
+    best_low, best_high = low.clone(), high.clone()
+    for index in range(groups.shape[1]):
+        group, columns = slice(index, index + 1), slice(index * size, (index + 1) * size)
+        part, moments = groups[:, index].contiguous(), hessian[columns, columns].to(groups)
+        least = torch.full_like(low[:, group], torch.inf)
+        for step in range(OUTPUT_CLIP_STEPS):
+            bound = largest[:, group] * (1 - step / (2 * OUTPUT_CLIP_STEPS))
+            cut_low = torch.maximum(low[:, group], -bound)
+            cut_high = torch.minimum(high[:, group], bound)
+            grid = AffineGrid(*_affine(cut_low, cut_high, spec), spec.bits)
+            change = grid.nearest(part).sub_(part)
+            error = (change @ moments).mul_(change).sum(dim=1, keepdim=True)
+            better = error < least
+            least = torch.where(better, error, least)
+            best_low[:, group] = torch.where(better, cut_low, best_low[:, group])
+            best_high[:, group] = torch.where(better, cut_high, best_high[:, group])
+    return best_low, best_high

@@ -3,27 +3,26 @@
 The only door to the methods for the rest of autocomp. Methods are looked up in ``METHODS``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from autocomp.core.errors import NumericalError, PlanError, UnsupportedError
-from autocomp.core.registry import METHODS
+from autocomp.core.method import Reader
 from autocomp.core.sketch import SiteKind
 from autocomp.core.spec import SLOTS, LayerSpec, Spec, UniformSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight, Format
-from autocomp.formats.dense import Dense
-from autocomp.formats.factors import Factors
-from autocomp.formats.uniform import Grid
-from autocomp.methods._column_solver import ColumnFactor, solve_columns
-from autocomp.methods._hessian import cholesky, require
+from autocomp.formats.prepared import Prepared
+from autocomp.formats.steps import Step
+from autocomp.formats.sum import Sum
+from autocomp.methods._joint import Shape, combination, method_of, needs_alone, shape_of
+from autocomp.methods._steps import needs_behind, stepped
 
-Shape = tuple[int, int]
-REFIT_DAMPING = 1e-6
+__all__ = ["check", "check_slots", "compress", "fit_input", "layout", "needs", "version"]
 
 
 def layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
@@ -38,12 +37,18 @@ def layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
         PlanError: If the spec does not fit the shape.
         UnsupportedError: If the slots do not go together.
     """
-    found: Format = _combination(spec).layout(spec, shape, dtype)
-    return found
+    check_slots(spec)
+    return _layout(spec, shape, dtype)
 
 
 @torch.no_grad()
-def compress(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
+def compress(
+    weight: Tensor,
+    spec: LayerSpec,
+    stats: Stats | None,
+    dtype: str,
+    step: Mapping[str, Tensor] | None = None,
+) -> CompressedWeight:
     """Compress the weight of one site; deterministic, a function of its arguments alone.
 
     Args:
@@ -51,22 +56,25 @@ def compress(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -
         spec: What is done to the site.
         stats: What :func:`needs` asks for; ``None`` if that is nothing.
         dtype: Dtype of uncompressed values, ``float16`` or ``bfloat16``.
+        step: Tensors of the input step when they are fixed already (see :func:`fit_input`).
 
     Raises:
         NumericalError: If the weight holds NaN or infinity, the result would, or H cannot be
             factorised.
-        PlanError: If the spec does not fit the shape or a statistic is missing.
+        PlanError: If the spec does not fit the shape, or a statistic is missing or belongs to an
+            input of another width.
         UnsupportedError: If the slots do not go together.
     """
     if weight.dim() != 2:
         raise PlanError(f"a weight is a matrix (out, in), got shape {tuple(weight.shape)}.")
-    combination = _combination(spec)
+    check_slots(spec)
     weight = weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise NumericalError(
             f"the weight holds NaN or infinity; {spec.token()} cannot compress it."
         )
-    compressed: CompressedWeight = combination.compress(weight, spec, stats, dtype)
+    _check_width(stats, spec, weight.shape[1])
+    compressed = _compress(weight, spec, stats, dtype, step)
     for name, tensor in compressed.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NumericalError(
@@ -75,14 +83,25 @@ def compress(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -
     return compressed
 
 
+def _check_width(stats: Stats | None, spec: LayerSpec, in_features: int) -> None:
+    """Refuse statistics of an input of another width."""
+    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample"):
+        value = getattr(stats, name, None)
+        if value is not None and value.shape[-1] != in_features:
+            raise PlanError(
+                f"{spec.token()}: {name!r} has {value.shape[-1]} inputs, the weight {in_features}."
+            )
+
+
 def needs(spec: LayerSpec) -> frozenset[Needs]:
-    """Return the calibration statistics that a spec asks for."""
-    return frozenset().union(*(_method(part).needs for part in spec.filled()))
+    """Return the calibration statistics that a spec asks for, those of its input step included."""
+    behind = needs_behind(_step(spec.input, (1, 1)), needs_alone(replace(spec, input=None)))
+    return behind | needs_alone(LayerSpec(input=spec.input))
 
 
 def version(spec: LayerSpec) -> str:
     """Return the versions of the methods involved: ``wanda@1+gptq@1``; ``dense@1`` for none."""
-    parts = [f"{part.method}@{_method(part).version}" for part in spec.filled()]
+    parts = [f"{part.method}@{method_of(part).version}" for part in spec.filled()]
     return "+".join(parts) or "dense@1"
 
 
@@ -90,177 +109,201 @@ def check(spec: LayerSpec, kind: SiteKind, shape: Shape) -> None:
     """Check that a spec can be applied to a site.
 
     Raises:
-        UnsupportedError: If a method does not apply to this kind of site or the slots do not go
-            together.
+        UnsupportedError: If a method does not apply to this kind of site, the slots do not go
+            together, or an input is folded already.
         PlanError: If the spec does not fit the shape.
     """
     for part in spec.filled():
-        kinds = _method(part).kinds
+        kinds = method_of(part).kinds
         if kind not in kinds:
             raise UnsupportedError(
                 f"{spec.token()}: {part.method} applies to {', '.join(sorted(kinds))}, "
                 f"not to a site of kind {kind!r}."
             )
-    if kind == "subblock":
-        _combination(spec)
-    else:
+    check_slots(spec)
+    _check_unfolded(spec)
+    if kind not in ("subblock", "cache"):
         layout(spec, shape, "float16")
 
 
-def _method(part: Spec) -> Any:
-    """Return the method of one slot's spec."""
-    return METHODS[part.method]()
+@torch.no_grad()
+def fit_input(
+    weights: Sequence[Tensor], specs: Sequence[LayerSpec], stats: Stats | None
+) -> dict[str, Tensor]:
+    """Return the tensors of one input step for linears that read the same input.
 
+    Args:
+        weights: Each (out, in).
+        specs: Their layer specs, all with the same input slot.
+        stats: Statistics of the input.
 
-def _shape(weight: Tensor) -> Shape:
-    """Return (out, in)."""
-    return weight.shape[0], weight.shape[1]
-
-
-# --- one slot, or none
-
-
-def _dense_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
-    return Dense(shape, dtype)
-
-
-def _dense(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
-    return Dense(_shape(weight), dtype).pack(weight)
-
-
-def _alone_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
-    (part,) = spec.filled()
-    found: Format = _method(part).layout(part, shape, dtype)
+    Raises:
+        PlanError: If the input slots differ, or a statistic is missing.
+    """
+    inputs = {spec.input for spec in specs}
+    if len(inputs) != 1:
+        raise PlanError(f"one input has one step, got {sorted(map(str, inputs))}.")
+    readers = [
+        Reader(
+            weight=weight.detach().float(),
+            spec=replace(spec, input=None, activation=None),
+            rounded=_rounder(spec),
+            rounded_input=_input_rounder(spec.activation, shape_of(weight)),
+        )
+        for weight, spec in zip(weights, specs, strict=True)
+    ]
+    found: dict[str, Tensor] = method_of(specs[0].input).fit(readers, specs[0].input, stats)
     return found
 
 
-def _alone(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
-    (part,) = spec.filled()
-    compressed: CompressedWeight = _method(part).compress(weight, part, stats, dtype)
-    return compressed
-
-
-# --- mask and quantizer
-
-
-def _sparse_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
-    quantizer = spec.quantizer
-    grid = Grid(quantizer.bits, quantizer.group_size, quantizer.symmetric)
-    return _method(spec.mask).layout(spec.mask, shape, dtype, grid)
-
-
-def _sparse(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
-    """Prune and round; in one run of the column solver when a method needs the Hessian.
-
-    A fixed mask comes first, and the grid is that of the kept values and zero. An adaptive mask
-    is chosen inside the solver, so the grid is that of the whole weight. Columns are visited in
-    act-order if the quantizer asks for it, but in natural order for an adaptive N:M mask.
-    """
-    mask, quantizer = _method(spec.mask), _method(spec.quantizer)
-    packed = _sparse_layout(spec, _shape(weight), dtype)
-    keep = None
-    if not mask.adaptive:
-        keep = mask.mask(weight, spec.mask, stats)
-        weight = weight * keep
-    grid = quantizer.grid(weight, spec.quantizer)
-    codes = None
-    if Needs.HESSIAN in needs(spec):
-        patterned = mask.adaptive and spec.mask.m is not None
-        act_order = Needs.HESSIAN in quantizer.needs and not patterned
-        factor = ColumnFactor.shared(stats, act_order, spec.token(), weight.shape[1])
-        prune = spec.mask if mask.adaptive else None
-        _, codes, keep, _ = solve_columns(weight, factor, keep=keep, prune=prune, grid=grid)
-    else:
-        codes = grid.codes(weight)
-    compressed: CompressedWeight = packed.pack(keep, codes, grid.scale, grid.zero)
-    return compressed
-
-
-# --- factor and quantizer
-
-
-def factor_group(group_size: int | None, inputs: int) -> int | None:
-    """Return a factor's group size: the largest divisor of its inputs up to the one asked for."""
-    if group_size is None:
-        return None
-    return max(size for size in range(1, min(group_size, inputs) + 1) if inputs % size == 0)
-
-
-def _factor_spec(spec: LayerSpec, inputs: int) -> UniformSpec:
-    """Return the quantizer's spec for a factor with that many inputs."""
-    quantizer: UniformSpec = spec.quantizer
-    return replace(quantizer, group_size=factor_group(quantizer.group_size, inputs))
-
-
-def _factors_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
-    quantizer, rank = _method(spec.quantizer), spec.factor.rank_for(shape)
-    left, right = (
-        quantizer.layout(_factor_spec(spec, inputs), (outputs, inputs), dtype)
-        for outputs, inputs in ((shape[0], rank), (rank, shape[1]))
+TOGETHER = frozenset(
+    frozenset(pair)
+    for pair in (
+        ("input", "factor"),
+        ("input", "mask"),
+        ("input", "quantizer"),
+        ("input", "residual"),
+        ("input", "activation"),
+        ("factor", "quantizer"),
+        ("factor", "activation"),
+        ("mask", "quantizer"),
+        ("mask", "residual"),
+        ("mask", "activation"),
+        ("quantizer", "residual"),
+        ("quantizer", "activation"),
+        ("residual", "activation"),
     )
-    return Factors(shape, rank, left, right)
+)
+"""Slots that go together; a set of slots does when all its pairs do and REQUIRES is met."""
 
-
-def _factors(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
-    """Round both factors; with feedback when a method needs the Hessian.
-
-    Then B is rounded by the column solver under H (exact, since ``Aᵀ A`` is diagonal), A
-    refitted to the rounded B̂, ``A = W H B̂ᵀ (B̂ H B̂ᵀ)⁻¹``, and rounded under ``B̂ H B̂ᵀ``, the
-    second moments of its input.
-    """
-    packed = _factors_layout(spec, _shape(weight), dtype)
-    left, right = _method(spec.factor).factors(weight, spec.factor, stats)
-    if Needs.HESSIAN not in needs(spec):
-        return packed.pack(_round(left, spec, None)[0], _round(right, spec, None)[0])
-    hessian = require(stats, "hessian", spec.token(), weight.shape[1]).double()
-    right_packed, rounded = _round(right, spec, stats)
-    seen = rounded.double() @ hessian
-    inner = seen @ rounded.T.double()
-    inner_factor = cholesky(inner, REFIT_DAMPING)
-    left = torch.cholesky_solve(seen @ weight.T.double(), inner_factor).T.float()
-    return packed.pack(_round(left, spec, Stats(hessian=inner))[0], right_packed)
-
-
-def _round(
-    factor: Tensor, spec: LayerSpec, stats: Stats | None
-) -> tuple[CompressedWeight, Tensor]:
-    """Round a factor (out, in), by the column solver if statistics of its input are given."""
-    quantizer, part = _method(spec.quantizer), _factor_spec(spec, factor.shape[1])
-    grid = quantizer.grid(factor, part)
-    if stats is None:
-        codes = grid.codes(factor)
-    else:
-        columns = ColumnFactor.shared(stats, True, spec.token(), factor.shape[1])
-        codes = solve_columns(factor, columns, grid=grid).codes
-    packed = quantizer.layout(part, _shape(factor), "").pack(codes, grid.scale, grid.zero)
-    return packed, packed.to_dense()
-
-
-class Combination(NamedTuple):
-    """How a set of filled slots is laid out and solved."""
-
-    layout: Callable[[LayerSpec, Shape, str], Any]
-    compress: Callable[[Tensor, LayerSpec, Stats | None, str], CompressedWeight]
-
-
-_ALONE = Combination(_alone_layout, _alone)
-COMBINATIONS: dict[tuple[str, ...], Combination] = {
-    (): Combination(_dense_layout, _dense),
-    ("structure",): _ALONE,
-    ("quantizer",): _ALONE,
-    ("mask",): _ALONE,
-    ("factor",): _ALONE,
-    ("mask", "quantizer"): Combination(_sparse_layout, _sparse),
-    ("factor", "quantizer"): Combination(_factors_layout, _factors),
+REQUIRES = {
+    "input": ("factor", "mask", "quantizer"),
+    "residual": ("mask", "quantizer"),
+    "activation": ("quantizer",),
 }
+"""Slots of which one must be filled for the key to make sense."""
 
 
-def _combination(spec: LayerSpec) -> Combination:
-    """Return the entry of the table for a spec's filled slots."""
-    slots = tuple(slot for slot in SLOTS if getattr(spec, slot) is not None)
-    if slots not in COMBINATIONS:
-        known = ", ".join(" + ".join(known) for known in COMBINATIONS if len(known) > 1)
-        raise UnsupportedError(
-            f"{spec.token()}: {' + '.join(slots)} do not go together; those that do: {known}."
+def check_slots(spec: LayerSpec) -> None:
+    """Check that the filled slots go together.
+
+    Raises:
+        UnsupportedError: If they do not; the message says which do.
+    """
+    slots = [slot for slot in SLOTS if getattr(spec, slot) is not None]
+    for pair in combinations(slots, 2):
+        if frozenset(pair) not in TOGETHER:
+            partners = sorted({p for known in TOGETHER if pair[0] in known for p in known})
+            raise UnsupportedError(
+                f"{spec.token()}: {' + '.join(pair)} do not go together; {pair[0]} goes with "
+                f"{', '.join(p for p in partners if p != pair[0]) or 'nothing else'}."
+            )
+    for slot, needed in REQUIRES.items():
+        if slot in slots and not set(needed) & set(slots):
+            raise UnsupportedError(
+                f"{spec.token()}: the {slot} slot needs one of {', '.join(needed)} beside it."
+            )
+
+
+def _layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
+    """Return the layout: input and activation around a residual around the other slots."""
+    if spec.input is not None or spec.activation is not None:
+        inner = _layout(replace(spec, input=None, activation=None), shape, dtype)
+        input_step, activation_step = _step(spec.input, shape), _step(spec.activation, shape)
+        if input_step is None and activation_step is None:
+            return inner
+        return Prepared(shape, inner, input_step, activation_step)
+    if spec.residual is not None:
+        base = _layout(replace(spec, residual=None), shape, dtype)
+        return Sum(shape, base, method_of(spec.residual).layout(spec.residual, shape, dtype))
+    found: Format = combination(spec).layout(spec, shape, dtype)
+    return found
+
+
+def _compress(
+    weight: Tensor,
+    spec: LayerSpec,
+    stats: Stats | None,
+    dtype: str,
+    step: Mapping[str, Tensor] | None = None,
+) -> CompressedWeight:
+    """Compress as :func:`_layout` lays out; ``weight`` is (out, in), fp32."""
+    if spec.input is not None or spec.activation is not None:
+        return _prepared(weight, spec, stats, dtype, step)
+    if spec.residual is not None:
+        base = _compress(weight, replace(spec, residual=None), stats, dtype)
+        correction: CompressedWeight = method_of(spec.residual).compress(
+            weight - base.to_dense(), spec.residual, stats, dtype
         )
-    return COMBINATIONS[slots]
+        return Sum(shape_of(weight), base.layout, correction.layout).pack(base, correction)
+    found: CompressedWeight = combination(spec).compress(weight, spec, stats, dtype)
+    return found
+
+
+# --- input and activation
+
+
+def _step(part: Spec | None, shape: Shape) -> Step | None:
+    """Return the stored step of an input or activation slot; a folded one stores nothing."""
+    if part is None or getattr(part, "folded", False):
+        return None
+    found: Step = method_of(part).step(part, shape[1])
+    return found
+
+
+def _check_unfolded(spec: LayerSpec) -> None:
+    """Check that a spec is something to do, not something that was done."""
+    if getattr(spec.input, "folded", False):
+        raise UnsupportedError(
+            f"{spec.token()}: a folded scale is the result of a finish, not an option."
+        )
+
+
+def _prepared(
+    weight: Tensor,
+    spec: LayerSpec,
+    stats: Stats | None,
+    dtype: str,
+    fixed: Mapping[str, Tensor] | None,
+) -> CompressedWeight:
+    """Choose the input step, compress ``W T⁻¹`` under the statistics of ``T x``, round ``T x``."""
+    _check_unfolded(spec)
+    rest = replace(spec, input=None, activation=None)
+    step = _step(spec.input, shape_of(weight))
+    tensors: Mapping[str, Tensor] = {}
+    if step is not None:
+        tensors = fit_input([weight], [spec], stats) if fixed is None else fixed
+        weight, stats = step.absorb(weight, tensors), stepped(stats, step, tensors)
+    activation, rounding = _step(spec.activation, shape_of(weight)), {}
+    if activation is not None:
+        rounding = method_of(spec.activation).fit((), spec.activation, stats)
+    inner = _compress(weight, rest, stats, dtype)
+    packed = Prepared(shape_of(weight), inner.layout, step, activation)
+    return packed.pack(inner, tensors, rounding)
+
+
+def _input_rounder(part: Spec | None, shape: Shape) -> Callable[[Tensor, Stats | None], Tensor]:
+    """Return what rounds inputs (…, in), given their statistics, as an activation slot does."""
+    step = _step(part, shape)
+
+    def rounded(inputs: Tensor, stats: Stats | None) -> Tensor:
+        if part is None or step is None:
+            return inputs
+        return step.apply(inputs, method_of(part).fit((), part, stats))
+
+    return rounded
+
+
+def _rounder(spec: LayerSpec) -> Callable[[Tensor, Stats | None], Tensor]:
+    """Return a cheap stand-in for compressing a weight: its unclipped grid, nearest codes."""
+    quantizer = spec.quantizer
+    if isinstance(quantizer, UniformSpec):
+        quantizer = replace(quantizer, mse=False, clip=False)
+
+    def rounded(weight: Tensor, stats: Stats | None) -> Tensor:
+        if quantizer is None:
+            return weight
+        found: Tensor = method_of(quantizer).grid(weight, quantizer, stats).nearest(weight)
+        return found
+
+    return rounded

@@ -5,6 +5,7 @@ if __name__ != "autocomp.search_spaces":
 
 SPACES = {
     "joint": "autocomp.search_spaces.joint:JOINT",
+    "full": "autocomp.search_spaces.full:FULL",
     "bits": "autocomp.search_spaces.bits:BITS",
     "sparsity": "autocomp.search_spaces.sparsity:SPARSITY",
     "rank": "autocomp.search_spaces.rank:RANK",

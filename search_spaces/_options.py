@@ -45,7 +45,7 @@ class OptionSpace:
             if self.sketch[name].kind == "subblock":
                 if options and (len(options) != 2 or options[0] != DENSE):
                     raise PlanError(f"{name!r}: a sub-block's options are (dense, bypass).")
-            elif not options:
+            elif not options and self.sketch[name].kind != "cache":
                 raise PlanError(f"{name!r}: the group has no options; give at least one.")
 
     @cached_property

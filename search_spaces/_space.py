@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autocomp.core.errors import ConfigError, PlanError, UnsupportedError
-from autocomp.core.registry import load_object
+from autocomp.core.registry import METHODS, load_object
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.spec import DENSE, LayerSpec
 
 SMALLEST_DEFAULT_GROUP = 8
+CACHE_CONTEXT = 4096
 
 EMBEDDING = (
     "gptq-w3g64",
@@ -38,6 +39,7 @@ class Space:
         linear: Option tokens of every decoder linear.
         embedding: Option tokens of the embedding and of an untied head.
         bypass: Whether attention and MLP sub-blocks may be dropped.
+        cache: Option tokens of every key/value cache; empty keeps full precision.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Space:
     linear: tuple[str, ...]
     embedding: tuple[str, ...]
     bypass: bool
+    cache: tuple[str, ...] = ()
 
     def candidates(
         self,
@@ -52,6 +55,7 @@ class Space:
         linear: Sequence[str] | None = None,
         embedding: Sequence[str] | None = None,
         bypass: bool | None = None,
+        cache: Sequence[str] | None = (),
     ) -> dict[str, tuple[LayerSpec, ...]]:
         """Return the option list of every group of a model, smallest first.
 
@@ -65,11 +69,13 @@ class Space:
             linear: Tokens for the linears; ``None`` takes the defaults.
             embedding: Tokens for embedding and untied head; ``None`` takes the defaults.
             bypass: Whether sub-blocks may be dropped; ``None`` takes the default.
+            cache: Tokens for the caches; ``None`` takes the defaults, empty offers none.
 
         Returns:
             Lists by group name, which is the name of the group's first site. Weight groups are
-            ordered by stored bytes, then token. A sub-block that may be dropped has the list
-            (keep, bypass); one that may not is absent.
+            ordered by stored bytes, then token, caches by bytes at a context of 4,096. A sub-block
+            that may be dropped has the list (keep, bypass); one that may not is absent, and so
+            are caches without options.
 
         Raises:
             ConfigError: If a list is empty or names an unknown method.
@@ -78,12 +84,17 @@ class Space:
             UnsupportedError: If a given option is not meant for that kind of layer.
         """
         droppable = self.bypass if bypass is None else bypass
+        caches = self.cache if cache is None else cache
         lists: dict[str, tuple[LayerSpec, ...]] = {}
         for group in sketch.groups:
             sites = [sketch[name] for name in group]
             if sites[0].kind == "subblock":
                 if droppable:
                     lists[group[0]] = (DENSE, LayerSpec.parse("bypass"))
+                continue
+            if sites[0].kind == "cache":
+                if caches:
+                    lists[group[0]] = _cache_options(caches, sites[0], sketch.dtype)
                 continue
             is_linear = sites[0].kind == "linear"
             given = linear if is_linear else embedding
@@ -148,6 +159,19 @@ def _misfit(spec: LayerSpec, site: Site) -> PlanError | UnsupportedError | None:
     except (PlanError, UnsupportedError) as error:
         return error
     return None
+
+
+def _cache_options(tokens: Sequence[str], site: Site, dtype: str) -> tuple[LayerSpec, ...]:
+    """Return the options of a cache, smallest first."""
+    specs = _check_given(tokens, [site], "cache")
+
+    def key(spec: LayerSpec) -> tuple[float, str]:
+        if spec == DENSE:
+            return math.inf, ""
+        method = METHODS[spec.cache.method]()
+        return method.nbytes(spec.cache, site.shape, CACHE_CONTEXT, dtype), spec.token()
+
+    return tuple(sorted(specs, key=key))
 
 
 def _by_bytes(specs: set[LayerSpec], sites: Sequence[Site], dtype: str) -> tuple[LayerSpec, ...]:

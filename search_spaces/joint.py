@@ -24,4 +24,5 @@ JOINT = Space(
     ),
     embedding=EMBEDDING,
     bypass=True,
+    cache=("kivi-k2v2", "kivi-k4v4", "kivi-k8v8", "dense"),
 )

@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from autocomp.config import (
+    SearchConfig,
     StudyConfig,
     fingerprint,
     load_config,
@@ -15,6 +16,7 @@ from autocomp.config import (
     presets,
 )
 from autocomp.core.errors import ConfigError
+from autocomp.core.finish import DEFAULT_FINISH, finish_spec
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,13 @@ def test_precedence_set_over_override_over_file_over_default(tmp_path):
     assert config.budget.max_bytes == 1_000_000
 
 
+def test_calibration_text_is_kept_by_its_canonical_token():
+    assert load_config(None, {"model": "a"}).data.calibration == "corpus"
+    for text in ("selfgen-t1.0", "selfgen-t1"):
+        config = load_config(None, {"model": "a", "data.calibration": text})
+        assert fingerprint(config)["data.calibration"] == "selfgen-t1"
+
+
 def test_config_is_frozen_and_hashable():
     config = load_config(None, {"model": "a"})
     with pytest.raises(ValidationError):
@@ -103,6 +112,8 @@ def test_unknown_key_names_the_nearest(key, hint):
         ("data.rungs=[4096, 1024]", "must increase"),
         ("data.rungs=[1000]", "multiples of the window"),
         ("data.calibration_tokens=100", "multiples of the window"),
+        ("data.calibration=selfgn-t1", "data.calibration: .*Did you mean 'selfgen'"),
+        ("data.calibration=selfgen-hot", "data.calibration: .*selfgen-t<temperature>"),
         ("budget.max_bytes=80M", "cannot read '80M' as a size"),
         ("space.name=jiont", "Did you mean 'joint'"),
         ("target=onnx", "target"),
@@ -186,3 +197,7 @@ def test_schema_describes_every_section():
     schema = StudyConfig.model_json_schema()
     assert set(schema["properties"]) == set(StudyConfig.model_fields)
     assert schema["additionalProperties"] is False
+
+
+def test_the_default_finish_is_one() -> None:
+    assert finish_spec(DEFAULT_FINISH).token() == SearchConfig().finish

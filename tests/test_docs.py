@@ -5,21 +5,16 @@ import importlib
 import importlib.util
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 import typer
 
 from autocomp.cli.main import app
 from autocomp.config import load_config, presets
-from autocomp.core.registry import METHODS
-from autocomp.core.spec import LayerSpec
-from autocomp.methods import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("studies/**/*.md")])
@@ -83,27 +78,6 @@ def test_python_snippets_import_what_exists() -> None:
                 for alias in node.names:
                     inner = f"{node.module}.{alias.name}"
                     assert hasattr(module, alias.name) or find_spec(inner), f"no {inner}"
-
-
-def test_the_walk_through_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "autocomp.methods.pruning.random"
-    module = ModuleType(name)
-    monkeypatch.setitem(sys.modules, name, module)
-    (text,) = [
-        text for text in blocks(ROOT / "CONTRIBUTING.md", "python") if "class Random" in text
-    ]
-    exec(compile(text, name, "exec"), module.__dict__)
-    monkeypatch.setitem(METHODS.table, "random", f"{name}:Random")
-    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
-    for token, kept in {"random-s25": 384, "random-2:4": 256, "random-s50+rtn-w8g32": 256}.items():
-        spec = LayerSpec.parse(token)
-        assert spec.token() == token
-        done = compose.compress(weight, spec, None, "float16")
-        assert done.nbytes == compose.layout(spec, (8, 64), "float16").nbytes
-        dense = done.to_dense()
-        assert torch.count_nonzero(dense) <= kept
-        near = (dense - weight).abs() <= 0.02  # fp16, or a step of 8-bit rounding
-        assert near.sum() >= kept
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

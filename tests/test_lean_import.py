@@ -33,6 +33,7 @@ def test_core_is_torch_free() -> None:
         "method",
         "plan",
         "progress",
+        "recipe",
         "registry",
         "seeds",
         "sketch",

@@ -39,14 +39,23 @@ class _Moments:
 
 
 class _InputMoments(_Moments):
-    """The same, with the largest magnitude a channel."""
+    """The same, with first moments and the largest magnitude a channel."""
 
     absmax: Tensor | None = None
+    total: Tensor
+    absolute: Tensor
 
     def add(self, rows: Tensor) -> None:
         super().add(rows)
-        largest = rows.float().abs().amax(dim=0)
-        self.absmax = largest if self.absmax is None else torch.maximum(self.absmax, largest)
+        rows = rows.float()
+        total, magnitude = rows.sum(dim=0), rows.abs()
+        largest, absolute = magnitude.amax(dim=0), magnitude.sum(dim=0)
+        if self.absmax is None:
+            self.absmax, self.total, self.absolute = largest, total, absolute
+        else:
+            self.absmax = torch.maximum(self.absmax, largest)
+            self.total += total
+            self.absolute += absolute
 
 
 def block_sites(sketch: Sketch, block: int) -> list[Site]:
@@ -93,6 +102,8 @@ def input_statistics(
             tokens=sums.tokens,
             hessian=hessian,
             norms=hessian.diagonal().clamp_min(0).sqrt(),
+            mean=sums.total / sums.tokens,
+            absmean=sums.absolute / sums.tokens,
             absmax=sums.absmax,
             sample=torch.cat(sums.sample) if sums.sample else None,
             digest=digest,
@@ -103,8 +114,8 @@ def input_statistics(
 class GradientPass:
     """One block's backward pass: ``G`` of its sites, drop scores of its sub-blocks.
 
-    The drop score of a sub-block with output ``y`` is ``½ E[(gᵀ y)²]``: the second-order KL of
-    replacing ``y`` by zero, token by token.
+    The drop score of a sub-block that adds ``y`` to the residual stream is ``½ E[(gᵀ y)²]``: the
+    second-order KL of replacing ``y`` by zero, token by token.
     """
 
     def __init__(
@@ -116,20 +127,23 @@ class GradientPass:
         self.subblocks = [site for site in sketch.subblocks() if site.block == block]
         self._moments = {site.name: _Moments(sample_tokens) for site in self.sites}
         self._drop = {site.name: [0.0, 0] for site in self.subblocks}
+        self._above: dict[str, list[Tensor]] = {site.name: [] for site in self.subblocks}
+        self._sample_tokens = sample_tokens
 
     def _seen(self, name: str, output: Tensor, gradient: Tensor) -> None:
         if name in self._moments:
             self._moments[name].add(gradient)
         else:
+            if self._drop[name][1] < self._sample_tokens:
+                self._above[name].append(gradient.float())
             product = (output.float() * gradient.float()).sum(dim=1)
             self._drop[name][0] += 0.5 * product.square().sum().item()
             self._drop[name][1] += len(product)
 
     def run(self, batches: Sequence[Batch], gradients: list[Tensor]) -> list[Tensor]:
         """Backpropagate; return the gradients at the block's inputs, one a batch."""
-        watched = {
-            site.name: self.walker.layout.get(site.name) for site in (*self.sites, *self.subblocks)
-        }
+        watched = {site.name: self.walker.layout.get(site.name) for site in self.sites}
+        watched |= {site.name: self.walker.outputs[site.name] for site in self.subblocks}
         before: list[Tensor] = []
         with watch_outputs(watched, self._seen):
             for batch, gradient in zip(batches, gradients, strict=True):
@@ -145,6 +159,13 @@ class GradientPass:
         sums = self._moments[name]
         assert sums.moment is not None
         return sums.moment / sums.tokens, torch.cat(sums.sample)
+
+    def above(self, name: str) -> list[Tensor]:
+        """Return the gradients at what a sub-block adds, (tokens, hidden) fp32.
+
+        One tensor for each of the first batches, up to the batch that completes the sample.
+        """
+        return self._above[name]
 
     def drop_scores(self) -> dict[str, float]:
         """Return the drop score of each sub-block."""

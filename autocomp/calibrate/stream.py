@@ -8,21 +8,26 @@ by ``W + D``.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from autocomp.calibrate.caches import cache_scores
 from autocomp.calibrate.statistics import GradientPass, block_sites, input_statistics
 from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.errors import AutocompError
 from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import SiteKind, Sketch
+from autocomp.core.spec import LayerSpec
 from autocomp.core.stats import Stats
 from autocomp.formats.io import load, save
 from autocomp.models.device import bf16_products
+from autocomp.models.sampling import invert_cumulative
+from autocomp.models.weights import embedding_scale
 
 HEAD_CHUNK_TOKENS = 256
 
@@ -35,11 +40,13 @@ class BlockStatistics:
         block: Index of the block.
         stats: Statistics of each linear site, ``fisher`` and samples included.
         drop: ``½ E[(gᵀ y)²]`` of each sub-block, nats a token.
+        caches: By cache site, by spec token, ``½ E[(gᵀ Δy)²]``, nats a token.
     """
 
     block: int
     stats: dict[str, Stats]
     drop: dict[str, float]
+    caches: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +55,17 @@ class EndStatistics:
 
     Args:
         hidden: (n, hidden) inputs of the head on a sample of tokens, fp32.
-        embedding_fisher: (hidden, hidden), ``G_e`` at the embedding's output, fp32.
+        embedding_fisher: (hidden, hidden), ``G_e`` at a row of the embedding's table, fp32.
         head_hessian: (hidden, hidden), ``H_h = E[h hᵀ]`` of the head's inputs, fp32.
         frequency: (vocab,) share of each token in the text, fp32.
+        head_bias: (vocab,) fp32 bias of the logits, or ``None``.
     """
 
     hidden: Tensor
     embedding_fisher: Tensor
     head_hessian: Tensor
     frequency: Tensor
+    head_bias: Tensor | None = None
 
     def stats(self, kind: SiteKind, *, tied: bool, digest: str) -> Stats:
         """Return the quadratic cost of a row's change as the Hessian that solvers read.
@@ -80,7 +89,8 @@ class EndStatistics:
     def save(self, path: Path) -> None:
         """Write the statistics to a safetensors file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, {field.name: getattr(self, field.name).cpu() for field in fields(self)})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        save(path, {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None})
 
     @classmethod
     def load(cls, path: Path) -> "EndStatistics | None":
@@ -136,9 +146,7 @@ def draw_labels(share: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         (rows, 1) int64.
     """
-    level = torch.rand(len(share), 1, generator=generator).to(share.device)
-    below = share.cumsum(dim=-1)
-    return torch.searchsorted(below, level * below[:, -1:]).clamp_max_(share.shape[1] - 1)
+    return invert_cumulative(share, torch.rand(len(share), 1, generator=generator))
 
 
 class CalibrationStream:
@@ -150,16 +158,26 @@ class CalibrationStream:
         seed: Draws the labels.
         digest: Identifies model, text and plan.
         sample_tokens: Rows of inputs and gradients to keep a site.
+        caches: Options of cache sites, by name, to be scored on about so many tokens.
     """
 
     def __init__(
-        self, walker: BlockWalker, sketch: Sketch, seed: SeedTree, digest: str, sample_tokens: int
+        self,
+        walker: BlockWalker,
+        sketch: Sketch,
+        seed: SeedTree,
+        digest: str,
+        sample_tokens: int,
+        caches: Mapping[str, Sequence[LayerSpec]] | None = None,
     ) -> None:
         self.walker = walker
         self.sketch = sketch
         self.digest = digest
         self.sample_tokens = sample_tokens
         self._seed = seed
+        bias = walker.layout.head_bias()
+        self._head_bias = None if bias is None else bias.float()
+        self._caches = caches or {}
         self.end: EndStatistics | None = None
 
     def _loss_gradient(self, batches: list[Batch]) -> list[Tensor]:
@@ -181,7 +199,8 @@ class CalibrationStream:
             for start in range(0, len(rows), HEAD_CHUNK_TOKENS):
                 piece = slice(start, start + HEAD_CHUNK_TOKENS)
                 with bf16_products(batch.hidden.dtype):
-                    share = torch.softmax(rows[piece] @ weight.T, dim=-1)
+                    logits = functional.linear(rows[piece], weight, self._head_bias)
+                    share = torch.softmax(logits, dim=-1)
                     labels = draw_labels(share, generator)
                     share.scatter_add_(1, labels, share.new_full(labels.shape, -1.0))
                     torch.mm(share, weight, out=above[piece])
@@ -221,15 +240,29 @@ class CalibrationStream:
             for name, found in inputs.items():
                 fisher, rows = gradient.fisher(name)
                 stats[name] = replace(found, fisher=fisher, sample_gradient=rows)
-            yield BlockStatistics(block, stats, gradient.drop_scores())
+            caches = {
+                site.name: cache_scores(
+                    self.walker,
+                    block,
+                    self.sketch.owner[site.name],
+                    batches,
+                    gradient.above(self.sketch.owner[site.name]),
+                    self._caches[site.name],
+                )
+                for site in self.sketch.caches()
+                if site.block == block and site.name in self._caches
+            }
+            yield BlockStatistics(block, stats, gradient.drop_scores(), caches)
         self._finish()
 
     def _finish(self) -> None:
         rows = torch.cat([gradient.float().flatten(0, -2) for gradient in self._gradients])
+        rows *= embedding_scale(self.walker.model.get_input_embeddings())
         counts = torch.bincount(self.walker.windows.flatten(), minlength=self.sketch.vocab_size)
         self.end = EndStatistics(
             hidden=self._head_sample,
             embedding_fisher=rows.T @ rows / len(rows),
             head_hessian=self._head_hessian,
             frequency=counts.float() / counts.sum(),
+            head_bias=self._head_bias,
         )

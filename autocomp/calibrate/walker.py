@@ -8,16 +8,14 @@ collect.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocomp.models.structure import Structure
-
-
-class _FirstBlockReached(Exception):
-    """Ends the forward pass once the first block's inputs are known."""
+from autocomp.models.wiring import trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +24,12 @@ class Batch:
 
     Args:
         hidden: (windows, length, hidden) in the model's compute dtype.
-        arguments: The block's other arguments (masks, positions, rotary tables), without a cache.
+        arguments: Every block's other arguments (masks, positions, rotary tables), positional and
+            named, without a cache; they differ where layers attend differently.
     """
 
     hidden: Tensor
-    arguments: Mapping[str, Any]
+    arguments: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
 
     def with_hidden(self, hidden: Tensor) -> "Batch":
         """Return the batch with another hidden state."""
@@ -52,33 +51,33 @@ class BlockWalker:
         self.windows = windows
         self.batch_size = batch_size
 
+    @cached_property
+    def outputs(self) -> dict[str, nn.Module]:
+        """By sub-block, the module whose output it adds to the residual stream."""
+        outputs = trace(self.layout).outputs
+        return {name: self.layout.get(module) for name, module in outputs.items()}
+
+    @torch.no_grad()
     def first_inputs(self) -> list[Batch]:
-        """Return the inputs of block 0 for every batch, by running only the embedding."""
+        """Return the inputs of block 0 for every batch; no block computes anything."""
         batches: list[Batch] = []
         device = next(self.model.parameters()).device
-
-        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            kept = {key: value for key, value in kwargs.items() if key != "past_key_values"}
-            batches.append(Batch(hidden.detach(), kept))
-            raise _FirstBlockReached
-
-        handle = self.layout.blocks[0].register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            for start in range(0, len(self.windows), self.batch_size):
-                ids = self.windows[start : start + self.batch_size].to(device)
-                with torch.no_grad():
-                    try:
-                        self.model(input_ids=ids, use_cache=False)
-                    except _FirstBlockReached:
-                        continue
-        finally:
-            handle.remove()
+        for start in range(0, len(self.windows), self.batch_size):
+            ids = self.windows[start : start + self.batch_size].to(device)
+            with _recorded_calls(self.layout.blocks) as calls:
+                self.model.base_model(input_ids=ids, use_cache=False)
+            (hidden, *_), _ = calls[0]
+            rest = [
+                (args[1:], {key: kwargs[key] for key in kwargs if key != "past_key_values"})
+                for args, kwargs in calls
+            ]
+            batches.append(Batch(hidden, rest))
         return batches
 
     def run_block(self, index: int, batch: Batch) -> Tensor:
         """Return the output hidden state of block ``index``: (windows, length, hidden)."""
-        output = self.layout.blocks[index](batch.hidden, **batch.arguments)
+        args, kwargs = batch.arguments[index]
+        output = self.layout.blocks[index](batch.hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
@@ -95,10 +94,33 @@ class BlockWalker:
 
 
 @contextmanager
+def _recorded_calls(
+    blocks: Sequence[nn.Module],
+) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Collect the arguments of every block, each of which returns its hidden state as it is."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(((hidden_states, *args), kwargs))
+        return hidden_states
+
+    try:
+        for block in blocks:
+            block.forward = record  # in the instance, in front of the method of its class
+        yield calls
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+@contextmanager
 def watch_inputs(
     modules: Mapping[str, nn.Module], seen: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Call ``seen(name, rows)`` with the (tokens, in) inputs of each module in the context."""
+    """Call ``seen(name, rows)`` with the (tokens, in) inputs of each module in the context.
+
+    These are the inputs that a module is given, before an input step of its own changes them.
+    """
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -107,7 +129,8 @@ def watch_inputs(
         return hook
 
     handles = [
-        module.register_forward_pre_hook(hook_for(name)) for name, module in modules.items()
+        module.register_forward_pre_hook(hook_for(name), prepend=True)
+        for name, module in modules.items()
     ]
     try:
         yield

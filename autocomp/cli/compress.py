@@ -28,6 +28,12 @@ def compress(
         str, Option(help="Token for the embedding and head; 'dense' leaves them.")
     ] = "rtn-w8g64",
     data: Annotated[str | None, Option(help="Calibration corpus.")] = None,
+    calibration: Annotated[
+        str | None, Option(help="corpus, or a data recipe: selfgen-t1, mix:selfgen-t1.")
+    ] = None,
+    finish: Annotated[
+        str | None, Option(help="What tunes the blocks: signround-STEPS, or none.")
+    ] = None,
 ) -> None:
     """Apply one method to every linear and write a native folder.
 
@@ -35,7 +41,15 @@ def compress(
     - `autocomp compress smollm2-135m --method sparsegpt-2:4+gptq-w6g64 --out sparse`
     """
     token = uniform_token(spec, bits, group_size)
-    config = load_config(None, {"model": model, "data.corpus": data})
+    config = load_config(
+        None,
+        {
+            "model": model,
+            "data.corpus": data,
+            "data.calibration": calibration,
+            "search.finish": finish,
+        },
+    )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists and is not an empty folder: choose another --out.")
     from autocomp.search.run import compress_uniform

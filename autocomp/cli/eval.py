@@ -15,7 +15,7 @@ def evaluate(
     path: Annotated[str, Argument(help="Native or Hugging Face folder, or a model id.")],
     output: Output,
     base: Annotated[str | None, Option(help="Also the KL from this model.")] = None,
-    data: Annotated[str, Option(help="Corpus name, .txt or .jsonl.")] = "pydoc",
+    data: Annotated[str, Option(help="Corpus name, .txt, .raw or .jsonl.")] = "pydoc",
     tokens: Annotated[int, Option(help="Held-out tokens to read.")] = 16384,
     window: Annotated[int, Option(help="Window length in tokens.")] = 512,
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

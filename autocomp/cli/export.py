@@ -68,8 +68,9 @@ def export(
     if output.json:
         show_json({"trial": chosen, **asdict(report), "finished": asdict(done)})
         return
+    trained = f", trained by {done.recovery}" if done.recovery else ""
     show(
-        f"wrote {out}: trial {chosen}, {form}, {megabytes(report.weight_bytes)} MB; "
+        f"wrote {out}: trial {chosen}{trained}, {form}, {megabytes(report.weight_bytes)} MB; "
         f"KL from the measured artefact {report.kl_nats:.1e} nats"
     )
     if form == "hf":

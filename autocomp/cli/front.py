@@ -69,10 +69,13 @@ def best_bits(view: StudyView, info: FrontInfo) -> BitsMap | None:
     if chosen is None:
         return None
     from autocomp.models import sketch_of
+    from autocomp.search.variants import Prepared
 
     plan = next(record.plan for record in view.study.records() if record.number == chosen)
     try:
-        return bits_map(sketch_of(str(view.setting("model"))), plan)
+        known = Prepared.of(view.study, plan.variant)
+        shapes = None if known is None else known.shapes
+        return bits_map(sketch_of(str(view.setting("model")), shapes), plan)
     except (AutocompError, OSError) as error:
         say(f"the map of bits is left out: {error}")
         return None

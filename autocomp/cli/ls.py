@@ -1,6 +1,7 @@
 """``autocomp ls``: what there is to choose from."""
 
 import inspect
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from rich.table import Table
@@ -11,18 +12,22 @@ from autocomp.cli.options import Output
 from autocomp.config import presets
 from autocomp.core.errors import ConfigError
 from autocomp.core.registry import FORMATS, KERNELS, METHODS, SPACES, Registry, nearest
+from autocomp.report.methods import MethodRow, method_rows
 
 REGISTRIES = {"methods": METHODS, "spaces": SPACES, "kernels": KERNELS, "formats": FORMATS}
 MODELS = (
     {"name": "smollm2-135m", "summary": "embedded reference model, offline once installed"},
-    {"name": "ID or FOLDER", "summary": "Llama, Mistral, Qwen2, Qwen3, SmolLM and GPT-2 families"},
+    {
+        "name": "ID or FOLDER",
+        "summary": "Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX, OPT, Phi families",
+    },
 )
 DATA = (
     {"name": "pydoc", "summary": "embedded: the English prose of CPython's pydoc_data.topics"},
     {"name": "wikitext2", "summary": "through datasets (extra: eval)"},
     {"name": "c4", "summary": "through datasets (extra: eval)"},
     {"name": "ptb", "summary": "through datasets (extra: eval)"},
-    {"name": "PATH.txt, PATH.jsonl", "summary": "your own text; key 'text' in JSON lines"},
+    {"name": "PATH.txt, .raw, .jsonl", "summary": "your own text; key 'text' in JSON lines"},
 )
 KINDS = (*REGISTRIES, "models", "data", "presets")
 
@@ -64,15 +69,25 @@ def listing(kind: str) -> list[dict[str, str]]:
             {"name": name, "summary": text.splitlines()[0].lstrip("# ")}
             for name, text in presets().items()
         ]
+    if kind == "methods":
+        return [_method(row) for row in method_rows()]
     registry: Registry = REGISTRIES[kind]
     return [{"name": name, **_describe(registry[name])} for name in registry]
+
+
+def _method(row: MethodRow) -> dict[str, str]:
+    """Return a method as texts, the longest last."""
+    values = {name: value for name, value in asdict(row).items() if name != "summary"}
+    texts = {
+        name: ", ".join(value) if isinstance(value, tuple) else str(value).replace("`", "")
+        for name, value in values.items()
+    }
+    return texts | {"paper": row.paper, "summary": row.summary}
 
 
 def _describe(thing: Any) -> dict[str, str]:
     document = (inspect.getdoc(thing) or "").partition("\n")[0]
     row = {"summary": getattr(thing, "summary", None) or document}
-    if hasattr(thing, "spec"):
-        row["slot"] = thing.spec.slot
     for name in ("reference", "version"):
         if isinstance(getattr(thing, name, None), str | int):
             row[name] = str(getattr(thing, name))

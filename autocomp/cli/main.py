@@ -12,7 +12,20 @@ import typer
 from typer.core import TyperGroup
 
 from autocomp import __version__
-from autocomp.cli import check, compress, doctor, export, front, generate, ls, search, show, store
+from autocomp.cli import (
+    check,
+    compress,
+    data,
+    doctor,
+    export,
+    front,
+    generate,
+    ls,
+    recover,
+    search,
+    show,
+    store,
+)
 from autocomp.cli import eval as evaluate
 from autocomp.cli.console import say, set_up_logging
 from autocomp.cli.options import expanded
@@ -86,10 +99,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check.check,
     "front": front.front,
     "show": show.show_plan,
+    "recover": recover.recover,
     "export": export.export,
     "eval": evaluate.evaluate,
     "generate": generate.generate,
     "compress": compress.compress,
+    "data": data.data,
     "ls": ls.ls,
     "store": store.store,
     "doctor": doctor.doctor,

@@ -63,6 +63,9 @@ class Space:
     data: Annotated[str | None, Option(help="Corpus name, .txt or .jsonl (autocomp ls data).")] = (
         None
     )
+    calibration: Annotated[
+        str | None, Option(help="corpus, or a data recipe: selfgen-t1, mix:selfgen-t1.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Length:
     ] = None
     timeout: Annotated[str | None, Option(help="Stop proposing after 30m, 2h, 90s.")] = None
     finalists: Annotated[int | None, Option(help="Plans to finish and measure held out.")] = None
+    finish: Annotated[
+        str | None, Option(help="What tunes the finalists' blocks: signround-STEPS, or none.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -117,9 +123,11 @@ def study_config(
         "target": space.target,
         "space.name": space.space,
         "data.corpus": space.data,
+        "data.calibration": space.calibration,
         "search.trials": length.trials,
         "search.timeout_s": length.timeout,
         "search.finalists": length.finalists,
+        "search.finish": length.finish,
     } | {f"budget.{key}": value for key, value in dataclasses.asdict(budget).items()}
     return load_config(source.config, overrides, source.assign or ())
 

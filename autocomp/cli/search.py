@@ -84,11 +84,12 @@ def closing(info: FrontInfo, view: StudyView, study_dir: Path) -> list[str]:
     best, uniform = info.point(info.best), info.point(info.best_uniform)
     lines = []
     if best and best.heldout_kl_nats is not None:
+        trained = f", trained by {best.recovery}" if best.recovery else ""
         lines.append(
-            f"best: trial {best.trial}, {megabytes(best.file_bytes)} MB, held-out KL "
+            f"best: trial {best.trial}{trained}, {megabytes(best.file_bytes)} MB, held-out KL "
             f"{best.heldout_kl_nats:.4f} nats"
         )
-        if uniform and uniform.heldout_kl_nats:
+        if uniform and uniform.heldout_kl_nats and uniform.recovery == best.recovery:
             lines[0] += (
                 f" = {best.heldout_kl_nats / uniform.heldout_kl_nats:.2f} × best uniform "
                 f"(trial {uniform.trial}, {uniform.heldout_kl_nats:.4f})"

@@ -3,14 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from autocomp.core.errors import PlanError
 from autocomp.core.spec import DENSE, LayerSpec
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 had a mapping of cache tokens that was always empty; caches are sites now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +20,18 @@ class Plan:
     """One layer spec a site, by site name.
 
     Args:
-        layers: Every site of the sketch exactly once: linears, embedding, sub-blocks.
+        layers: Every site of the sketch exactly once: linears, embedding, caches, sub-blocks.
         variant: Name of the prepared architecture; ``base`` is the model as loaded.
-        cache: KV-cache spec tokens by layer; empty means full precision.
         recovery: Token of a training step after compression, or ``None``.
     """
 
     layers: Mapping[str, LayerSpec]
     variant: str = "base"
-    cache: Mapping[str, str] = field(default_factory=dict)
     recovery: str | None = None
 
     def __post_init__(self) -> None:
-        """Freeze the mappings, sorted by name."""
+        """Freeze the mapping, sorted by name."""
         object.__setattr__(self, "layers", MappingProxyType(dict(sorted(self.layers.items()))))
-        object.__setattr__(self, "cache", MappingProxyType(dict(sorted(self.cache.items()))))
 
     def __hash__(self) -> int:
         """Hash by content."""
@@ -48,7 +47,6 @@ class Plan:
             "plan_version": PLAN_VERSION,
             "variant": self.variant,
             "layers": {site: spec.token() for site, spec in self.layers.items()},
-            "cache": dict(self.cache),
             "recovery": self.recovery,
         }
 
@@ -60,17 +58,16 @@ class Plan:
             PlanError: If the version is newer than this program or the layers are missing.
         """
         version = data.get("plan_version")
-        if version != PLAN_VERSION:
+        if version not in READABLE_VERSIONS:
             raise PlanError(
-                f"plan version {version!r} cannot be read; this autocomp reads {PLAN_VERSION}. "
-                "Use the autocomp version that wrote it."
+                f"plan version {version!r} cannot be read; this autocomp reads "
+                f"{' and '.join(map(str, READABLE_VERSIONS))}. Use the autocomp that wrote it."
             )
         if not isinstance(data.get("layers"), Mapping):
             raise PlanError("the plan has no 'layers' object.")
         return cls(
             layers={site: LayerSpec.parse(token) for site, token in data["layers"].items()},
             variant=data.get("variant", "base"),
-            cache=data.get("cache") or {},
             recovery=data.get("recovery"),
         )
 

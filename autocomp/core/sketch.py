@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-SiteKind = Literal["linear", "embedding", "head", "subblock"]
+SiteKind = Literal["linear", "embedding", "head", "subblock", "cache"]
 
 DTYPE_BYTES = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2,
@@ -35,12 +35,14 @@ class Site:
 
     Args:
         name: Module name, ``model.layers.0.self_attn.q_proj``; the key in plans.
-        kind: ``linear``, ``embedding`` (a tied head included), ``head`` (an untied lm_head)
-            or ``subblock`` (an attention or MLP module that may be bypassed).
+        kind: ``linear``, ``embedding`` (a tied head included), ``head`` (an untied lm_head),
+            ``subblock`` (an attention or MLP module that may be bypassed) or ``cache`` (the keys
+            and values of one attention, named ``<attention>.cache``).
         role: The last part of the name, the same in every block: ``q_proj``, ``mlp``.
-        shape: (out, in) of the weight, whatever the module's own layout; (0, 0) for a sub-block.
+        shape: (out, in) of the weight, whatever the module's own layout; (0, 0) for a sub-block;
+            (kv heads, head width) for a cache.
         block: Index of the decoder block, or -1 outside the blocks.
-        members: Linears inside a sub-block; empty otherwise.
+        members: Linears inside a sub-block, and its cache; empty otherwise.
         reads: Name shared by all linears that read the same input, such as
             ``model.layers.0.self_attn.in``; their statistics are the same tensor.
     """
@@ -102,8 +104,12 @@ class Sketch:
         return self.by_name[name]
 
     def weights(self) -> Iterator[Site]:
-        """Iterate over the sites that hold a weight (all but the sub-blocks)."""
-        return (site for site in self.sites if site.kind != "subblock")
+        """Iterate over the sites that hold a weight (all but sub-blocks and caches)."""
+        return (site for site in self.sites if site.kind not in ("subblock", "cache"))
+
+    def caches(self) -> Iterator[Site]:
+        """Iterate over the caches, in block order."""
+        return (site for site in self.sites if site.kind == "cache")
 
     def subblocks(self) -> Iterator[Site]:
         """Iterate over the sub-blocks."""

@@ -12,7 +12,12 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 from autocomp.core.errors import PlanError
 from autocomp.core.registry import METHODS
 
-SLOTS = ("structure", "input", "factor", "mask", "quantizer", "residual", "activation")
+SLOTS = (
+    "structure", "input", "factor", "mask", "quantizer", "residual", "activation", "cache",
+)  # fmt: skip
+NATIVE_ONLY = frozenset({"activation", "cache"})
+"""Slots that change what is computed, not a weight: no dense checkpoint can express them."""
+
 BITS = (2, 3, 4, 5, 6, 8)
 
 
@@ -37,13 +42,14 @@ class Spec(Protocol):
 class UniformSpec:
     """A uniform integer grid, ``w ≈ scale · (code − zero)``.
 
-    Token: ``<method>-w<bits>[g<group>][-sym][-mse]``.
+    Token: ``<method>-w<bits>[g<group>][-sym][-mse|-clip]``.
 
     Args:
         bits: Bits a code, one of 2, 3, 4, 5, 6, 8.
         group_size: Consecutive inputs of one row that share a scale; ``None`` is the whole row.
         symmetric: No zero point is stored.
         mse: Shrink each group's range to the clip with the least error before rounding.
+        clip: The same by the error of the layer's output; not together with ``mse``.
     """
 
     method: ClassVar[str] = ""
@@ -53,6 +59,7 @@ class UniformSpec:
     group_size: int | None = None
     symmetric: bool = False
     mse: bool = False
+    clip: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -60,24 +67,27 @@ class UniformSpec:
             raise PlanError(f"{self.method}: bits must be one of {BITS}, got {self.bits}.")
         if self.group_size is not None and self.group_size < 1:
             raise PlanError(f"{self.method}: group size must be positive, got {self.group_size}.")
+        if self.mse and self.clip:
+            raise PlanError(f"{self.method}: a grid is clipped by mse or by clip, not by both.")
 
     def token(self) -> str:
         """Return the canonical token."""
         group = "" if self.group_size is None else f"g{self.group_size}"
-        flags = ("-sym" if self.symmetric else "") + ("-mse" if self.mse else "")
-        return f"{self.method}-w{self.bits}{group}{flags}"
+        flags = (("-sym", self.symmetric), ("-mse", self.mse), ("-clip", self.clip))
+        chosen = "".join(text for text, flag in flags if flag)
+        return f"{self.method}-w{self.bits}{group}{chosen}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the spec of a token."""
-        found = re.fullmatch(rf"{cls.method}-w(\d+)(?:g(\d+))?(-sym)?(-mse)?", text)
+        found = re.fullmatch(rf"{cls.method}-w(\d+)(?:g(\d+))?(-sym)?(-mse)?(-clip)?", text)
         if not found:
             raise PlanError(
-                f"cannot read {text!r}: expected {cls.method}-w<bits>[g<group>][-sym][-mse], "
-                f"such as {cls.method}-w4g64."
+                f"cannot read {text!r}: expected {cls.method}-w<bits>[g<group>][-sym][-mse|-clip],"
+                f" such as {cls.method}-w4g64."
             )
-        bits, group, symmetric, mse = found.groups()
-        return cls(int(bits), int(group) if group else None, bool(symmetric), bool(mse))
+        bits, group, *flags = found.groups()
+        return cls(int(bits), int(group) if group else None, *map(bool, flags))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,35 @@ class FactorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class InputSpec:
+    """A change of the input that the weight undoes.
+
+    Token: ``<method>[-folded]``.
+
+    Args:
+        folded: The change has moved into what produces the input, so that nothing is stored.
+            A finish writes it; it is no option of a search.
+    """
+
+    method: ClassVar[str] = ""
+    slot: ClassVar[str] = "input"
+
+    folded: bool = False
+
+    def token(self) -> str:
+        """Return the canonical token."""
+        return f"{self.method}-folded" if self.folded else self.method
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the spec of a token."""
+        found = re.fullmatch(rf"{cls.method}(-folded)?", text)
+        if not found:
+            raise PlanError(f"cannot read {text!r}: expected {cls.method}[-folded].")
+        return cls(folded=bool(found[1]))
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One slot for each kind of change to a site; the token joins the filled ones with ``+``."""
 
@@ -193,6 +232,7 @@ class LayerSpec:
     quantizer: Any = None
     residual: Any = None
     activation: Any = None
+    cache: Any = None
 
     def filled(self) -> tuple[Spec, ...]:
         """Return the specs of the filled slots, in slot order."""
@@ -208,13 +248,18 @@ class LayerSpec:
 
         Raises:
             ConfigError: If a method is unknown.
-            PlanError: If a part cannot be read or two parts fill one slot.
+            PlanError: If a part cannot be read or is for no site, or two parts fill one slot.
         """
         if text == "dense":
             return cls()
         slots: dict[str, Spec] = {}
         for part in text.split("+"):
             spec = METHODS[part.partition("-")[0]].spec.parse(part)
+            if spec.slot not in SLOTS:
+                raise PlanError(
+                    f"{text!r}: {part!r} changes the {spec.slot}, not one site. A site's methods "
+                    f"fill these slots: {', '.join(SLOTS)}."
+                )
             if spec.slot in slots:
                 raise PlanError(f"{text!r}: two methods for the {spec.slot} slot.")
             slots[spec.slot] = spec

@@ -12,6 +12,8 @@ class Needs(Enum):
     """What a method asks of calibration."""
 
     NORMS = "norms"
+    MEAN = "mean"
+    ABSMEAN = "absmean"
     ABSMAX = "absmax"
     HESSIAN = "hessian"
     FISHER = "fisher"
@@ -26,6 +28,8 @@ class Stats:
         tokens: Number of tokens seen.
         hessian: (in, in), ``H = E[x xᵀ]``, mean over tokens.
         norms: (in,), ``sqrt(E[x²])`` a channel.
+        mean: (in,), ``E[x]`` a channel; the variance is ``norms² − mean²``.
+        absmean: (in,), ``E[|x|]`` a channel.
         absmax: (in,), largest ``|x|`` a channel.
         fisher: (out, out), ``G = E[g gᵀ]``, ``g`` the gradient of the summed loss at the output.
         sample: (n, in), some input rows.
@@ -38,6 +42,8 @@ class Stats:
     tokens: int = 0
     hessian: "Tensor | None" = None
     norms: "Tensor | None" = None
+    mean: "Tensor | None" = None
+    absmean: "Tensor | None" = None
     absmax: "Tensor | None" = None
     fisher: "Tensor | None" = None
     sample: "Tensor | None" = None

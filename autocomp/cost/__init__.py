@@ -1,7 +1,12 @@
 """What a plan costs, predicted from shapes: bytes of the file, peak memory."""
 
 from autocomp.cost.bytes import fixed_bytes, is_bypassed, native_infos, site_bytes, weight_bytes
-from autocomp.cost.memory import activation_bytes, cache_bytes, peak_memory_bytes
+from autocomp.cost.memory import (
+    activation_bytes,
+    cache_bytes,
+    peak_memory_bytes,
+    plan_cache_bytes,
+)
 
 __all__ = [
     "activation_bytes",
@@ -10,6 +15,7 @@ __all__ = [
     "is_bypassed",
     "native_infos",
     "peak_memory_bytes",
+    "plan_cache_bytes",
     "site_bytes",
     "weight_bytes",
 ]

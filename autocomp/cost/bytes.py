@@ -57,14 +57,13 @@ def native_infos(sketch: Sketch, plan: Plan) -> dict[str, TensorInfo]:
         raise PlanError(
             f"the plan is for another model: {sketch.model} has no site {sorted(unknown)[0]!r}."
         )
-    bypassed = {site.name for site in sketch.subblocks() if plan[site.name] != DENSE}
+    bypassed = [site for site in sketch.subblocks() if plan[site.name] != DENSE]
+    gone = {name for site in bypassed for name, _ in _rest_inside(sketch, site)}
     infos: dict[str, TensorInfo] = {}
     for site in sketch.weights():
         if not is_bypassed(sketch, plan, site.name):
             infos.update(_site_infos(sketch, site.name, plan[site.name]))
-    for name, info in sketch.rest.items():
-        if not any(name.startswith(f"{subblock}.") for subblock in bypassed):
-            infos[name] = info
+    infos.update((name, info) for name, info in sketch.rest.items() if name not in gone)
     return infos
 
 
@@ -81,14 +80,17 @@ def weight_bytes(sketch: Sketch, plan: Plan) -> int:
 def site_bytes(sketch: Sketch, site: str, spec: LayerSpec) -> int:
     """Return an upper bound of the share of one site in the file, in bytes.
 
-    For a linear, embedding or head: its tensors. For a sub-block: the biases and norms inside it
-    when it is kept, zero when it is bypassed (its members then cost nothing either), so that
-    ``weight_bytes ≤ fixed_bytes + Σ site_bytes`` over the sites that a plan keeps.
+    For a linear, embedding or head: its tensors. For a cache: nothing. For a sub-block: the biases
+    and norms inside it when it is kept, zero when it is bypassed (its members then cost nothing
+    either), so that ``weight_bytes ≤ fixed_bytes + Σ site_bytes`` over the sites that a plan
+    keeps.
 
     Raises:
         PlanError: If the spec does not fit the site.
         UnsupportedError: If its methods do not go together.
     """
+    if sketch[site].kind == "cache":
+        return 0
     if sketch[site].kind != "subblock":
         return _bound(_site_infos(sketch, site, spec))
     return 0 if spec != DENSE else _bound(dict(_rest_inside(sketch, sketch[site])))
@@ -109,8 +111,9 @@ def _site_infos(sketch: Sketch, site: str, spec: LayerSpec) -> dict[str, TensorI
 
 def _rest_inside(sketch: Sketch, site: Site) -> Iterator[tuple[str, TensorInfo]]:
     """Iterate over the parameters inside a sub-block that are no site's weight."""
+    inside = tuple(f"{name}." for name in (site.name, *site.members))
     for name, info in sketch.rest.items():
-        if name.startswith(f"{site.name}."):
+        if name.startswith(inside):
             yield name, info
 
 

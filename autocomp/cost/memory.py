@@ -1,33 +1,41 @@
 """Peak memory of running a plan, from shapes alone."""
 
 from autocomp.core.plan import Plan
-from autocomp.core.sketch import DTYPE_BYTES, Site, Sketch
-from autocomp.core.spec import DENSE
-from autocomp.cost.bytes import native_infos
+from autocomp.core.registry import METHODS
+from autocomp.core.sketch import DTYPE_BYTES, Sketch
+from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.cost.bytes import is_bypassed, native_infos
 
 LOGIT_BYTES = 4
 
 
-def attentions(sketch: Sketch) -> tuple[Site, ...]:
-    """Return the attention sub-block of every block: the first of each block's two."""
-    first: dict[int, Site] = {}
-    for site in sketch.subblocks():
-        first.setdefault(site.block, site)
-    return tuple(first.values())
+def cache_bytes(sketch: Sketch, site: str, spec: LayerSpec, *, context: int, batch: int) -> int:
+    """Return the keys and values of one attention in bytes.
 
-
-def cache_bytes(sketch: Sketch, *, context: int, batch: int, cache_dtype_bytes: int = 2) -> int:
-    """Return the key/value cache of *one* attention in bytes.
-
-    ``2 · batch · context · kv_heads · head_dim · dtype``; a bypassed attention holds none.
+    ``2 · batch · context · kv_heads · head_dim · dtype`` at full precision, else what the method
+    stores; a bypassed attention holds none.
 
     Args:
         sketch: The model.
+        site: Name of a cache site.
+        spec: What is done to it; dense is full precision, 16 bits a number.
         context: Tokens a sequence.
         batch: Sequences.
-        cache_dtype_bytes: Bytes of a cached number.
     """
-    return 2 * batch * context * sketch.num_kv_heads * sketch.head_dim * cache_dtype_bytes
+    shape = sketch[site].shape
+    if spec == DENSE:
+        return 2 * batch * context * shape[0] * shape[1] * DTYPE_BYTES[sketch.dtype]
+    method = METHODS[spec.cache.method]()
+    return batch * int(method.nbytes(spec.cache, shape, context, sketch.dtype))
+
+
+def plan_cache_bytes(sketch: Sketch, plan: Plan, *, context: int, batch: int) -> int:
+    """Return the keys and values of all attentions that a plan keeps, in bytes."""
+    return sum(
+        cache_bytes(sketch, site.name, plan[site.name], context=context, batch=batch)
+        for site in sketch.caches()
+        if not is_bypassed(sketch, plan, site.name)
+    )
 
 
 def activation_bytes(sketch: Sketch, *, context: int, batch: int) -> int:
@@ -53,9 +61,7 @@ def activation_bytes(sketch: Sketch, *, context: int, batch: int) -> int:
     return stream + batch * sketch.vocab_size * LOGIT_BYTES
 
 
-def peak_memory_bytes(
-    sketch: Sketch, plan: Plan, *, context: int, batch: int, cache_dtype_bytes: int = 2
-) -> int:
+def peak_memory_bytes(sketch: Sketch, plan: Plan, *, context: int, batch: int) -> int:
     """Return weights + key/value cache + activations in bytes, for a run on packed weights.
 
     The weights count as they are stored. A runtime that decodes them once and keeps the copy, as
@@ -66,14 +72,10 @@ def peak_memory_bytes(
         plan: The plan; bypassed sub-blocks hold neither weights nor cache.
         context: Tokens a sequence.
         batch: Sequences.
-        cache_dtype_bytes: Bytes of a cached number.
 
     Raises:
         PlanError: If a spec does not fit its site.
     """
     weights = sum(info.nbytes for info in native_infos(sketch, plan).values())
-    kept = sum(plan[site.name] == DENSE for site in attentions(sketch))
-    cache = kept * cache_bytes(
-        sketch, context=context, batch=batch, cache_dtype_bytes=cache_dtype_bytes
-    )
+    cache = plan_cache_bytes(sketch, plan, context=context, batch=batch)
     return weights + cache + activation_bytes(sketch, context=context, batch=batch)

@@ -63,7 +63,8 @@ def load_corpus(name: str) -> Corpus:
     * ``wikitext2``, ``ptb`` (train → calibration, validation → search, test → held-out) and ``c4``
       (even and odd documents of the first training shard → calibration and search, validation →
       held-out), through ``datasets``.
-    * A ``.txt`` file (documents are its paragraphs) or a ``.jsonl`` file (its ``text`` fields),
+    * A ``.txt`` file (documents are its paragraphs), a ``.raw`` file (its lines, as WikiText is
+      shipped) or a ``.jsonl`` file (its ``text`` fields),
       cut into three contiguous parts of about equal size in characters.
 
     Args:
@@ -81,7 +82,7 @@ def load_corpus(name: str) -> Corpus:
     else:
         raise ConfigError(
             f"unknown corpus {name!r}.{nearest(name, list(_LOADERS))} Known: "
-            f"{', '.join(_LOADERS)}, or the path of a .txt or .jsonl file."
+            f"{', '.join(_LOADERS)}, or the path of a .txt, .raw or .jsonl file."
         )
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return Corpus(label, digest, *parts)
@@ -191,6 +192,11 @@ def _paragraphs(path: Path, text: str) -> list[str]:
     return _PARAGRAPH.split(text)
 
 
+def _lines(path: Path, text: str) -> list[str]:
+    """Return the lines of a text."""
+    return text.splitlines()
+
+
 def _json_lines(path: Path, text: str) -> list[str]:
     """Return the ``text`` fields of JSON lines."""
     documents = []
@@ -230,5 +236,6 @@ _LOADERS: dict[str, Callable[[], Parts]] = {
 }
 _READERS: dict[str, Callable[[Path, str], list[str]]] = {
     ".txt": _paragraphs,
+    ".raw": _lines,
     ".jsonl": _json_lines,
 }

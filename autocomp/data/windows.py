@@ -82,12 +82,40 @@ def windows(
     stride = len(ids) // count
     order = SeedTree(seed).child("windows").numpy().permutation(count)
     chosen = torch.stack([ids[start * stride : start * stride + length] for start in order])
-    decoded = tokenizer.batch_decode(chosen, clean_up_tokenization_spaces=False)
+    return windows_of(chosen, tokenizer, corpus.name, split)
+
+
+def windows_of(
+    input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, corpus: str, split: Split
+) -> Windows:
+    """Return token ids as windows.
+
+    Args:
+        input_ids: (n, length) int64, on the CPU.
+        tokenizer: The model's.
+        corpus: What figures are labelled with.
+        split: Part that the ids belong to.
+    """
+    length = input_ids.shape[1]
+    decoded = tokenizer.batch_decode(input_ids, clean_up_tokenization_spaces=False)
     return Windows(
-        input_ids=chosen,
-        corpus=corpus.name,
+        input_ids=input_ids,
+        corpus=corpus,
         split=split,
         length=length,
         text_bytes=sum(len(part.encode()) for part in decoded),
-        digest=hashlib.sha256(f"{length}\n".encode() + chosen.numpy().tobytes()).hexdigest(),
+        digest=hashlib.sha256(f"{length}\n".encode() + input_ids.numpy().tobytes()).hexdigest(),
     )
+
+
+def interleave(first: Windows, second: Windows, tokenizer: PreTrainedTokenizerBase) -> Windows:
+    """Return the windows of both in turn, labelled ``first+second``, as part of the first's split.
+
+    Args:
+        first: As many windows as ``second``, or one more.
+        second: Windows of the same length.
+        tokenizer: The model's.
+    """
+    ids = first.input_ids.new_empty(len(first.input_ids) + len(second.input_ids), first.length)
+    ids[::2], ids[1::2] = first.input_ids, second.input_ids
+    return windows_of(ids, tokenizer, f"{first.corpus}+{second.corpus}", first.split)

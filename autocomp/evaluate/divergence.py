@@ -6,7 +6,7 @@ With base probabilities ``p`` and the candidate's logits ``z = Ŵ h``, the KL of
 
 where ``C = Σ p log p`` and ``E = Ŵᵀ p``. Both are numbers of the base: ``hidden + 1`` a token
 instead of a vocabulary. A candidate with another head needs its own ``E``, kept by the head's spec
-token.
+token. The bias of a head is one more column of ``W``, for which ``h`` is 1.
 
 Nothing of the size (tokens, vocabulary) exists beyond one chunk, and everything here is fp32; the
 products that make logits read bf16 values where body and head are bf16, so they lose nothing to
@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from autocomp.models.attention import decode_attention
 from autocomp.models.device import bf16_products
 
 CHUNK_TOKENS = 256
@@ -41,18 +43,33 @@ class WindowScores:
 
 
 def head_weight(model: PreTrainedModel) -> Tensor:
-    """Return the matrix that makes logits, (vocab, hidden) fp32, packed modules decoded."""
-    weight: Tensor = model.get_output_embeddings().weight
-    return weight.detach().float()
+    """Return the matrix that makes logits, fp32, packed modules decoded.
+
+    (vocab, hidden); with a bias (vocab, hidden + 1).
+    """
+    head = model.get_output_embeddings()
+    weight: Tensor = head.weight.detach().float()
+    return weight if head.bias is None else torch.column_stack([weight, head.bias.float()])
+
+
+def head_inputs(model: PreTrainedModel, windows: Tensor) -> Tensor:
+    """Return the head's inputs, (windows, length, hidden), after the final norm.
+
+    Compressed key/value caches count as they would in decoding. A head with a bias gets one
+    channel more, which is 1.
+    """
+    device = next(model.parameters()).device
+    with decode_attention(model):
+        output = model.base_model(input_ids=windows.to(device), use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    biased = model.get_output_embeddings().bias is not None
+    return functional.pad(hidden, (0, 1), value=1.0) if biased else hidden
 
 
 @torch.no_grad()
 def final_hidden(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """Return the head's inputs, (windows, length, hidden), after the final norm."""
-    device = next(model.parameters()).device
-    output = model.base_model(input_ids=windows.to(device), use_cache=False)
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    """Return :func:`head_inputs` without a graph."""
+    return head_inputs(model, windows)
 
 
 def _chunks(count: int) -> list[slice]:
@@ -172,3 +189,35 @@ class DivergenceMeter:
         log_z = torch.cat(normaliser)
         kl = entropy - (hidden * expected).sum(dim=-1) + log_z
         return kl.double().mean().item(), (log_z - torch.cat(chosen)).double().mean().item()
+
+    def backward(self, model: PreTrainedModel, windows: Sequence[int], head_token: str) -> float:
+        """Add the gradient of the mean KL of some windows to what requires one.
+
+        With the candidate's probabilities ``q`` it is ``∂KL/∂h = Ŵᵀ q − E``, from there on that
+        of the body. The head itself gets none.
+
+        Args:
+            model: The candidate, whose body has parameters that require gradients.
+            windows: Indices of windows, read in one pass.
+            head_token: Spec token of the candidate's head; equal tokens must mean equal weights.
+
+        Returns:
+            The mean KL to the base, nats a token.
+        """
+        head = head_weight(model)
+        hidden = head_inputs(model, self.reference.windows[list(windows)])[:, :-1]
+        values = hidden.detach().float()
+        gradient = torch.empty_like(values)
+        total, count = 0.0, values.shape[0] * values.shape[1]
+        for row, window in enumerate(windows):
+            entropy, expected = self.reference.expectation(window, head, head_token)
+            for piece in _chunks(values.shape[1]):
+                inputs = values[row, piece]
+                with bf16_products(hidden.dtype):
+                    logits = inputs @ head.T
+                    log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
+                    gradient[row, piece] = logits.sub_(log_z).exp_() @ head - expected[piece]
+                kl = entropy[piece] - (inputs * expected[piece]).sum(dim=-1) + log_z[:, 0]
+                total += kl.double().sum().item()
+        hidden.backward((gradient / count).to(hidden.dtype))
+        return total / count

@@ -66,7 +66,7 @@ def evaluate_path(
 
     Args:
         path: Native or Hugging Face folder, or a model id.
-        corpus: Name of a corpus, or a ``.txt`` or ``.jsonl`` file.
+        corpus: Name of a corpus, or a ``.txt``, ``.raw`` or ``.jsonl`` file.
         tokens: Tokens to read.
         window: Window length, tokens; perplexities of different lengths do not compare.
         device: ``auto``, ``cpu`` or ``cuda[:n]``.

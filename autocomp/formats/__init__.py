@@ -6,5 +6,13 @@ FORMATS = {
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",
     "factors": "autocomp.formats.factors:Factors",
+    "prepared": "autocomp.formats.prepared:Prepared",
+    "sum": "autocomp.formats.sum:Sum",
     "bypass": "autocomp.formats.bypass:Bypass",
+}
+
+STEPS = {
+    "scale": "autocomp.formats.steps:Scale",
+    "rotation": "autocomp.formats.steps:Rotation",
+    "round-input": "autocomp.formats.steps:RoundInput",
 }

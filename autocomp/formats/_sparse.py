@@ -1,13 +1,15 @@
 """What sparse formats share: the kept values of a mask, floating or on a grid, row-major."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from autocomp.core.errors import PlanError
 from autocomp.core.sketch import TensorInfo
-from autocomp.formats.base import torch_dtype
+from autocomp.formats.base import CompressedWeight, torch_dtype
+from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.uniform import Grid
 from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
 
@@ -55,9 +57,27 @@ def decode_values(
     if grid is None:
         dense = torch.zeros(mask.shape, device=mask.device)
         return dense.masked_scatter_(mask, tensors["values"].to(torch.float32))
+    return grid.decode(_codes(mask, tensors, kept, grid), tensors).masked_fill_(~mask, 0.0)
+
+
+def _codes(mask: Tensor, tensors: Mapping[str, Tensor], kept: int, grid: Grid) -> Tensor:
+    """Return the codes (out, in) uint8; 0 where nothing is kept."""
     codes = torch.zeros(mask.shape, dtype=torch.uint8, device=mask.device)
-    codes.masked_scatter_(mask, unpack_bits(tensors["values"][None], grid.bits, kept)[0])
-    return grid.decode(codes, tensors).masked_fill_(~mask, 0.0)
+    return codes.masked_scatter_(mask, unpack_bits(tensors["values"][None], grid.bits, kept)[0])
+
+
+def sparse_leaf(
+    weight: Tensor,
+    mask: Tensor,
+    tensors: Mapping[str, Tensor],
+    grid: Grid,
+    pack: Callable[..., CompressedWeight],
+) -> GridLeaf:
+    """Return the kept weights as a matrix on the grid; ``pack`` is that of the format."""
+    codes = _codes(mask, tensors, int(mask.sum()), grid)
+    scale, zero = grid.sides(tensors)
+    regrid = partial(pack, mask)
+    return GridLeaf(weight, grid.bits, grid.symmetric, codes, scale, zero, regrid, keep=mask)
 
 
 def project_values(
@@ -69,3 +89,14 @@ def project_values(
     else:
         values = grid.project(weight, tensors)
     return values.masked_fill(~mask, 0.0)
+
+
+def store_values(
+    weight: Tensor, mask: Tensor, tensors: Mapping[str, Tensor], dtype: str, grid: Grid | None
+) -> dict[str, Tensor]:
+    """Return the stored tensors with the kept entries of a trained weight (out, in) in place."""
+    if grid is None:
+        values = weight.detach()[mask].to(torch_dtype(dtype))
+    else:
+        values = pack_bits(grid.codes(weight, tensors)[mask][None], grid.bits)[0]
+    return {**tensors, "values": values}

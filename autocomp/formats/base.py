@@ -1,9 +1,9 @@
 """What a format is: a complete layout of one compressed weight, and the weight stored in it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from autocomp.core.errors import PlanError, StoreError
 from autocomp.core.registry import FORMATS
 from autocomp.core.sketch import TensorInfo
+from autocomp.formats.leaf import GridLeaf
+from autocomp.formats.steps import Step
 
 
 def tensor_info(tensor: Tensor) -> TensorInfo:
@@ -30,16 +32,26 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def straight_through(weight: Tensor, projected: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Return ``projected`` with the gradient of the identity (of ``weight · keep`` given a mask).
+def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors called ``<prefix>.<name>`` under their own names."""
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }
+
+
+class Operands(NamedTuple):
+    """What a linear computes with: ``y = prepare(x) · weightᵀ + bias``.
 
     Args:
-        weight: (out, in), the trained weight; finite.
-        projected: (out, in), what the format stores for it.
-        keep: (out, in) bool; weights that are not kept get no gradient.
+        weight: (out, in) of a floating dtype.
+        prepare: Changes inputs (…, in) in their dtype; ``None`` leaves them as they are.
     """
-    identity = weight - weight.detach()
-    return projected.detach() + (identity if keep is None else identity * keep)
+
+    weight: Tensor
+    prepare: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,10 @@ class Format(ABC):
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32 on the device of ``tensors``."""
 
+    def operands(self, tensors: Mapping[str, Tensor]) -> Operands:
+        """Return what a linear multiplies, (out, in) fp32, and what is done to its input first."""
+        return Operands(self.to_dense(tensors))
+
     @abstractmethod
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Project a trained weight onto what is stored, with a straight-through gradient.
@@ -92,6 +108,26 @@ class Format(ABC):
         Returns:
             (out, in) fp32: the weight that the format would hold for ``weight``.
         """
+
+    @abstractmethod
+    def store(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> "CompressedWeight":
+        """Store a trained weight in place of what is stored; the inverse of training.
+
+        Grids, masks and bases stay; what is stored decodes to ``fake_quant(weight, tensors)``.
+
+        Args:
+            weight: (out, in) fp32.
+            tensors: The stored tensors.
+        """
+
+    def grid_leaf(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> GridLeaf | None:
+        """Return the matrix on a uniform grid inside; ``None`` when there is not exactly one.
+
+        Args:
+            weight: (out, in) fp32, what the compressed weight stands for.
+            tensors: The stored tensors.
+        """
+        return None
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +147,7 @@ class Format(ABC):
 
 def _to_json(value: Any) -> Any:
     """Return the JSON form of a field: a nested format, a dataclass, a tuple or a scalar."""
-    if isinstance(value, Format):
+    if isinstance(value, Format | Step):
         return value.to_json()
     if hasattr(value, "__dataclass_fields__"):
         return {field.name: getattr(value, field.name) for field in fields(value)}
@@ -155,9 +191,23 @@ class CompressedWeight:
         """Bytes that the tensors really hold."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
+    def to(self, device: torch.device) -> "CompressedWeight":
+        """Return the weight on a device."""
+        return CompressedWeight(
+            self.layout, {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        )
+
     def to_dense(self) -> Tensor:
         """Decode to (out, in) fp32."""
         return self.layout.to_dense(self.tensors)
+
+    def operands(self) -> Operands:
+        """Return what a linear multiplies, and what is done to its input first."""
+        return self.layout.operands(self.tensors)
+
+    def grid_leaf(self, weight: Tensor) -> GridLeaf | None:
+        """Return the matrix on a uniform grid inside, for the (out, in) fp32 original weight."""
+        return self.layout.grid_leaf(weight, self.tensors)
 
     def check(self) -> None:
         """Compare the tensors with the layout.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from autocomp.core.sketch import TensorInfo
-from autocomp.formats.base import CompressedWeight, Format, straight_through, torch_dtype
+from autocomp.formats.base import CompressedWeight, Format, torch_dtype
+from autocomp.formats.straight_through import straight_through
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +41,7 @@ class Dense(Format):
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Round to ``dtype``; nothing stored is needed."""
         return straight_through(weight, weight.to(torch_dtype(self.dtype)).to(torch.float32))
+
+    def store(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """Store the weight itself."""
+        return self.pack(weight)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from autocomp.core.errors import PlanError
 from autocomp.core.sketch import TensorInfo
-from autocomp.formats.base import CompressedWeight, Format, format_from_json, straight_through
+from autocomp.formats.base import (
+    CompressedWeight,
+    Format,
+    format_from_json,
+    within,
+)
+from autocomp.formats.straight_through import straight_through
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +78,7 @@ class Factors(Format):
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[CompressedWeight, CompressedWeight]:
         """Return the two compressed factors; the inverse of :meth:`pack`."""
-        left, right = (
-            {
-                name.removeprefix(side): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(side)
-            }
-            for side in ("left.", "right.")
-        )
+        left, right = within(tensors, "left"), within(tensors, "right")
         return CompressedWeight(self.left, left), CompressedWeight(self.right, right)
 
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -89,10 +88,13 @@ class Factors(Format):
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Keep the stored left factor L and refit the right one: ``L · project(L⁺ W)``."""
+        return straight_through(weight, self.store(weight, tensors).to_dense())
+
+    def store(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """Keep the left factor and store the right one refitted to the weight."""
         left, right = self.unpack(tensors)
-        basis = left.to_dense()
-        refitted = torch.linalg.pinv(basis) @ weight.detach()
-        return straight_through(weight, basis @ self.right.fake_quant(refitted, right.tensors))
+        refitted = torch.linalg.pinv(left.to_dense()) @ weight.detach()
+        return self.pack(left, self.right.store(refitted, right.tensors))
 
     @classmethod
     def fields_from_json(cls, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from autocomp.core.errors import PlanError
 from autocomp.core.sketch import TensorInfo
-from autocomp.formats._sparse import decode_values, pack_values, project_values, value_tensors
-from autocomp.formats.base import CompressedWeight, Format, straight_through
+from autocomp.formats._sparse import (
+    decode_values,
+    pack_values,
+    project_values,
+    sparse_leaf,
+    store_values,
+    value_tensors,
+)
+from autocomp.formats.base import CompressedWeight, Format
+from autocomp.formats.leaf import GridLeaf
+from autocomp.formats.straight_through import straight_through
 from autocomp.formats.uniform import Grid
 from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
 
@@ -117,6 +126,17 @@ class NM(Format):
         mask = self.keep_mask(tensors)
         projected = project_values(weight, mask, tensors, self.dtype, self.grid)
         return straight_through(weight, projected, mask)
+
+    def store(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """Keep the mask, store the rest on the stored grid or in the dtype."""
+        mask = self.keep_mask(tensors)
+        return CompressedWeight(self, store_values(weight, mask, tensors, self.dtype, self.grid))
+
+    def grid_leaf(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> GridLeaf | None:
+        """Return the kept weights as a matrix; ``None`` when they are not on a grid."""
+        if self.grid is None:
+            return None
+        return sparse_leaf(weight, self.keep_mask(tensors), tensors, self.grid, self.pack)
 
     @classmethod
     def fields_from_json(cls, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from torch import Tensor
 from autocomp.core.errors import NumericalError, PlanError
 from autocomp.core.sketch import TensorInfo
 from autocomp.core.spec import BITS
-from autocomp.formats.base import CompressedWeight, Format, straight_through
+from autocomp.formats.base import CompressedWeight, Format
+from autocomp.formats.leaf import GridLeaf
+from autocomp.formats.straight_through import straight_through
 from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
 
 # In cache, and below the size at which torch starts threads (see kernels/ops/bits.py).
@@ -124,12 +126,16 @@ class Grid:
             dense[part].copy_(grouped[part]).sub_(zero[part]).mul_(scale[part])
         return dense.view(rows, columns)
 
-    def project(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the nearest points of the stored grid, (out, in) fp32, without gradient."""
+    def codes(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the codes (out, in) uint8 of the nearest points of the stored grid."""
         scale, zero = (side[..., None] for side in self.sides(tensors))
         grouped = weight.detach().reshape(weight.shape[0], scale.shape[1], -1)
         codes = torch.round(grouped / torch.where(scale == 0, 1.0, scale)) + zero
-        return ((codes.clamp_(0, self.levels - 1) - zero) * scale).view(weight.shape)
+        return codes.clamp_(0, self.levels - 1).to(torch.uint8).view(weight.shape)
+
+    def project(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the nearest points of the stored grid, (out, in) fp32, without gradient."""
+        return self.decode(self.codes(weight, tensors), tensors)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | None) -> "Grid | None":
@@ -185,3 +191,14 @@ class Uniform(Format):
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Round to the stored grid."""
         return straight_through(weight, self.grid.project(weight, tensors))
+
+    def store(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """Store the codes of the nearest points of the stored grid."""
+        codes = pack_bits(self.grid.codes(weight, tensors), self.bits)
+        return CompressedWeight(self, {**tensors, "codes": codes})
+
+    def grid_leaf(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> GridLeaf:
+        """Return the whole matrix."""
+        codes = unpack_bits(tensors["codes"], self.bits, self.shape[1])
+        scale, zero = self.grid.sides(tensors)
+        return GridLeaf(weight, self.bits, self.symmetric, codes, scale, zero, self.pack)

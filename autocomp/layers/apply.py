@@ -5,14 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from autocomp.core.plan import Plan
-from autocomp.core.sketch import Sketch
+from autocomp.core.sketch import Site, Sketch
 from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.formats.base import Operands
+from autocomp.layers.cache import set_cache_specs
 from autocomp.models.weights import get_weight, set_weight
 
-Fetch = Callable[[str, LayerSpec], Tensor]
+Fetch = Callable[[str, LayerSpec], Operands]
 
 
 class BypassedAttention(nn.Module):
@@ -24,10 +27,10 @@ class BypassedAttention(nn.Module):
 
 
 class BypassedMlp(nn.Module):
-    """An MLP that adds nothing to the residual stream."""
+    """An MLP that adds nothing to the residual stream, or a linear of one without a module."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return zeros shaped like the input, (batch, length, hidden)."""
+        """Return zeros shaped like the input, (…, hidden)."""
         return torch.zeros_like(hidden_states)
 
 
@@ -40,18 +43,28 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return old
 
 
-def bypassed(module: nn.Module) -> nn.Module:
-    """Return the stand-in of a sub-block: an attention is what knows its cache index."""
-    return BypassedAttention() if hasattr(module, "layer_idx") else BypassedMlp()
+def bypass(model: nn.Module, site: Site) -> dict[str, nn.Module]:
+    """Put stand-ins in the place of a sub-block and return what was there, by name.
+
+    The stand-in of a module takes its place. An MLP whose linears lie in the block itself, as in
+    OPT, has none: every one of its linears is replaced, and zeros run through all of them.
+
+    Args:
+        model: A decoder.
+        site: A sub-block that is not bypassed.
+    """
+    holds_cache = site.members[-1] == f"{site.name}.cache"
+    parent, _, child = site.name.rpartition(".")
+    own = hasattr(model.get_submodule(parent), child)
+    return {
+        name: replace_module(model, name, BypassedAttention() if holds_cache else BypassedMlp())
+        for name in ((site.name,) if own else site.members)
+    }
 
 
-def attention_names(model: nn.Module, sketch: Sketch) -> tuple[str, ...]:
-    """Return the names of all attention modules of a model without bypasses, in block order."""
-    return tuple(
-        site.name
-        for site in sketch.subblocks()
-        if hasattr(model.get_submodule(site.name), "layer_idx")
-    )
+def attention_names(sketch: Sketch) -> tuple[str, ...]:
+    """Return the names of all attention modules, in block order."""
+    return tuple(sketch.owner[site.name] for site in sketch.caches())
 
 
 def number_caches(model: PreTrainedModel, names: Sequence[str]) -> bool:
@@ -94,11 +107,12 @@ class Candidate:
     def __init__(self, model: PreTrainedModel, sketch: Sketch) -> None:
         self.model = model
         self.sketch = sketch
-        self._attentions = attention_names(model, sketch)
+        self._attentions = attention_names(sketch)
         self._specs: dict[str, LayerSpec] = {}
         self._weights: dict[str, Tensor] = {}
         self._rest: dict[str, Tensor] = {}
-        self._modules: dict[str, nn.Module] = {}
+        self._modules: dict[str, dict[str, nn.Module]] = {}
+        self._prepared: dict[str, RemovableHandle] = {}
         self._use_cache = (model.config.use_cache, _generation_cache(model))
         self.plan: Plan | None = None
 
@@ -108,8 +122,9 @@ class Candidate:
 
         Args:
             plan: The plan; sites it does not name are dense.
-            fetch: Returns the decoded weight, (out, in) of any float dtype, for a site's name and
-                spec; called only for sites whose spec is not dense and differs from the one held.
+            fetch: Returns what a linear computes with, the weight (out, in) of any float dtype,
+                for a site's name and spec; called only for sites whose spec is not dense and
+                differs from the one held.
 
         Returns:
             How many sites changed.
@@ -123,17 +138,19 @@ class Candidate:
             if hidden or self._specs.get(site.name) == spec:
                 continue
             self._keep(site.name)
-            dense = self._stored(site.name) if spec == DENSE else fetch(site.name, spec)
-            set_weight(self.model, site.name, dense)
+            dense = spec == DENSE
+            self._set(
+                site.name, Operands(self._stored(site.name)) if dense else fetch(site.name, spec)
+            )
             self._specs[site.name] = spec
             changed += 1
-        return changed
+        return changed + set_cache_specs(self.model, self.sketch, plan)
 
     @torch.no_grad()
-    def put(self, site: str, dense: Tensor) -> None:
-        """Set one weight, (out, in), to something that no spec names, such as a finished one."""
+    def put(self, site: str, operands: Operands) -> None:
+        """Make a linear compute with something that no spec names, such as a finished weight."""
         self._keep(site)
-        set_weight(self.model, site, dense)
+        self._set(site, operands)
         self._specs.pop(site, None)
         self.plan = None
 
@@ -141,14 +158,24 @@ class Candidate:
     def restore(self) -> None:
         """Give the model back exactly as it was; the kept originals are released."""
         self._bypass(set())
+        set_cache_specs(self.model, self.sketch, Plan({}))
         for name, weight in self._weights.items():
-            set_weight(self.model, name, weight)
+            self._set(name, Operands(weight))
         state = self.model.state_dict()
         for name, tensor in self._rest.items():
             state[name].copy_(tensor)
         for kept in (self._specs, self._weights, self._rest):
             kept.clear()
         self.plan = None
+
+    def _set(self, site: str, operands: Operands) -> None:
+        """Set a weight, and what is done to the input of its module first."""
+        set_weight(self.model, site, operands.weight)
+        if site in self._prepared:
+            self._prepared.pop(site).remove()
+        if operands.prepare is not None:
+            module = self.model.get_submodule(site)
+            self._prepared[site] = module.register_forward_pre_hook(_input_hook(operands.prepare))
 
     def _keep(self, site: str) -> None:
         """Keep the original weight of a site before it is overwritten for the first time."""
@@ -173,14 +200,21 @@ class Candidate:
         changed = names ^ self._modules.keys()
         for name in changed:
             if name in names:
-                module = self.model.get_submodule(name)
-                self._modules[name] = replace_module(self.model, name, bypassed(module))
+                self._modules[name] = bypass(self.model, self.sketch[name])
             else:
-                replace_module(self.model, name, self._modules.pop(name))
+                for place, module in self._modules.pop(name).items():
+                    replace_module(self.model, place, module)
         if changed:
             usable = number_caches(self.model, self._attentions)
             set_cache_use(self.model, *(usable and before for before in self._use_cache))
         return len(changed)
+
+
+def _input_hook(
+    prepare: Callable[[Tensor], Tensor],
+) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """Return a forward pre-hook that changes the first argument."""
+    return lambda _, args: (prepare(args[0]), *args[1:])
 
 
 def set_cache_use(model: PreTrainedModel, forward: bool, generate: bool) -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from autocomp.formats.base import CompressedWeight
 from autocomp.formats.dense import Dense
+from autocomp.models.weights import embedding_scale
 
 
 class Packed(nn.Module):
@@ -63,6 +64,7 @@ class CompressedModule(Packed):
         self.like: Tensor
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self._decoded: Tensor | None = None
+        self._prepare: Callable[[Tensor], Tensor] | None = None
         self.register_load_state_dict_post_hook(_forget)
 
     def compressed(self) -> CompressedWeight:
@@ -71,15 +73,27 @@ class CompressedModule(Packed):
 
     @property
     def weight(self) -> Tensor:
-        """The decoded weight, (out, in), in the compute dtype."""
+        """What the prepared input is multiplied with, (out, in), in the compute dtype."""
         if self._decoded is None:
             with torch.inference_mode(False), torch.no_grad():
-                self._decoded = self.layout.to_dense(self.packed()).to(self.like)
+                operands = self.layout.operands(self.packed())
+                self._decoded, self._prepare = operands.weight.to(self.like), operands.prepare
         return self._decoded
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Return inputs (…, in) as the weight expects them: scaled, rotated, rounded."""
+        _ = self.weight
+        return inputs if self._prepare is None else self._prepare(inputs)
+
+    def hold(self, weight: Tensor) -> None:
+        """Multiply by another weight, (out, in), until it is forgotten; its graph is kept."""
+        _ = self.weight
+        self._decoded = weight.to(self.like)
 
     def keep_rounded(self, dtype: torch.dtype) -> None:
         """Round the decoded copy to ``dtype``, as a dense file would, in the compute dtype."""
-        self._decoded = self.weight.to(dtype).to(self.like)
+        self._decoded, self._prepare = self.layout.to_dense(self.packed()), None
+        self._decoded = self._decoded.to(dtype).to(self.like)
 
     def forget(self) -> None:
         """Drop the decoded copy; the next use decodes again."""
@@ -117,15 +131,26 @@ class CompressedLinear(CompressedModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the output, (…, out), for inputs (…, in)."""
-        return functional.linear(inputs, self.weight, self.bias)
+        return functional.linear(self.prepared(inputs), self.weight, self.bias)
 
 
 class CompressedEmbedding(CompressedModule):
-    """Rows of a packed table of shape (vocab, hidden)."""
+    """Rows of a packed table of shape (vocab, hidden), times a constant.
+
+    Args:
+        weight: The packed table, dense form (vocab, hidden).
+        dtype: Compute dtype of the decoded copy.
+        scale: What the rows are multiplied by, rounded to the compute dtype.
+    """
+
+    def __init__(self, weight: CompressedWeight, dtype: torch.dtype, scale: float = 1.0) -> None:
+        super().__init__(weight, dtype)
+        self.multiplier = scale  # a packed table may hold a tensor called scale
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the rows, (…, hidden), of integer tokens (…)."""
-        return functional.embedding(tokens, self.weight)
+        rows = functional.embedding(tokens, self.weight)
+        return rows if self.multiplier == 1 else rows * rows.new_full((), self.multiplier)
 
 
 class TiedHead(nn.Module):
@@ -133,10 +158,12 @@ class TiedHead(nn.Module):
 
     Args:
         embedding: The embedding whose table, (vocab, hidden), is used.
+        bias: (vocab,) or ``None``.
     """
 
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, embedding: nn.Module, bias: nn.Parameter | None = None) -> None:
         super().__init__()
+        self.bias = bias
         self._embedding = (embedding,)  # in a tuple, so that its tensors are not listed twice
 
     @property
@@ -147,7 +174,7 @@ class TiedHead(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits, (…, vocab), for inputs (…, hidden)."""
-        return functional.linear(inputs, self.weight)
+        return functional.linear(inputs, self.weight, self.bias)
 
 
 def site_linear(weight: CompressedWeight, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
@@ -168,13 +195,15 @@ def site_linear(weight: CompressedWeight, bias: Tensor | None, dtype: torch.dtyp
     return module
 
 
-def site_embedding(weight: CompressedWeight, dtype: torch.dtype) -> nn.Module:
-    """Return the embedding of a stored table; a plain ``nn.Embedding`` when it is dense.
+def site_embedding(weight: CompressedWeight, original: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the embedding of a stored table; the original with that table when it is dense.
 
     Args:
         weight: The stored table, dense form (vocab, hidden).
+        original: The model's own embedding, which may multiply its rows by a constant.
         dtype: Compute dtype.
     """
     if not isinstance(weight.layout, Dense):
-        return CompressedEmbedding(weight, dtype)
-    return nn.Embedding.from_pretrained(weight.tensors["weight"].to(dtype))
+        return CompressedEmbedding(weight, dtype, embedding_scale(original))
+    original.weight = nn.Parameter(weight.tensors["weight"].to(dtype), requires_grad=False)
+    return original

@@ -3,7 +3,8 @@
 ``model.safetensors`` holds the tensors of every site as ``<site>.<local name>`` and the other
 parameters under their own names, in the storage dtype. Formats are not described in the file: they
 follow from ``plan.json`` and the shapes in ``config.json``, which is why the size of the file is
-known before it is written.
+known before it is written. A variant's config also names the width of every MLP that was cut and
+whether its output has a bias.
 """
 
 import json
@@ -20,26 +21,36 @@ from autocomp.core.errors import ConfigError, PlanError, StoreError
 from autocomp.core.plan import PLAN_VERSION, Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE
+from autocomp.core.variant import BASE
 from autocomp.cost.bytes import is_bypassed, native_infos, native_metadata, site_layout
 from autocomp.formats.base import CompressedWeight, tensor_info, torch_dtype
 from autocomp.formats.io import load as load_tensors
 from autocomp.formats.io import save as save_tensors
 from autocomp.layers.apply import (
     attention_names,
-    bypassed,
+    bypass,
     number_caches,
     replace_module,
     set_cache_use,
 )
+from autocomp.layers.cache import install_generation_cache, set_cache_specs
 from autocomp.layers.folder import atomic_folder
 from autocomp.layers.linear import TiedHead, site_embedding, site_linear
 from autocomp.layers.store import content_digest
 from autocomp.models.structure import build_sketch
+from autocomp.models.surgeon import (
+    Shapes,
+    mlp_shapes,
+    reshape,
+    shapes_from_json,
+    shapes_to_json,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 PLAN_FILE = "plan.json"
 EXTRA_FILE = "autocomp.json"
 QUANT_METHOD = "autocomp"
+SHAPES = "mlp_shapes"
 
 
 def write_native(
@@ -49,6 +60,7 @@ def write_native(
     sketch: Sketch,
     weights: Mapping[str, CompressedWeight],
     model: PreTrainedModel,
+    rest: Mapping[str, Tensor] | None = None,
     tokenizer: Any | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -62,6 +74,7 @@ def write_native(
             included.
         model: The model the weights come from, without bypasses; gives the config and the other
             parameters.
+        rest: Other parameters by name that replace those of the model, such as folded norms.
         tokenizer: A transformers tokenizer, or ``None``.
         extra: JSON values kept in ``autocomp.json``: where the model comes from and what was
             measured.
@@ -77,7 +90,7 @@ def write_native(
         if not is_bypassed(sketch, plan, site)
         for local, tensor in weight.tensors.items()
     }
-    state = model.state_dict()
+    state = model.state_dict() | dict(rest or {})
     for name in sketch.rest.keys() & infos.keys():
         tensors[name] = state[name].to(torch_dtype(infos[name].dtype))
     difference = _difference(infos, tensors)
@@ -95,6 +108,8 @@ def write_native(
             "plan_version": PLAN_VERSION,
             "storage_dtype": sketch.dtype,
         }
+        if plan.variant != BASE:
+            config["quantization_config"][SHAPES] = shapes_to_json(mlp_shapes(model))
         config["dtype"] = sketch.dtype
         _write_json(temporary / "config.json", config)
         if model.generation_config is not None:
@@ -172,32 +187,58 @@ def load(
     generation = folder / "generation_config.json"
     if generation.exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    attentions = attention_names(model, sketch)
+    attentions = attention_names(sketch)
     for site in sketch.subblocks():
         if plan[site.name] != DENSE:
-            replace_module(model, site.name, bypassed(model.get_submodule(site.name)))
+            bypass(model, site)
     if not number_caches(model, attentions):
         set_cache_use(model, False, False)
+    if set_cache_specs(model, sketch, plan):
+        install_generation_cache(model)
     torch.nn.Module.to(model, device)
     return model.eval().requires_grad_(False)
 
 
 def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model of a folder's config with its parameters on the meta device.
+    """Return the model of a folder's config, cut as it says, with its parameters on meta.
 
     Raises:
         StoreError: If the config is damaged.
     """
+    model, shapes = _plain_model(folder, dtype)
+    try:
+        if shapes:
+            reshape(model, shapes)
+    except PlanError as error:
+        raise StoreError(f"{folder}/config.json does not fit its model: {error}") from error
+    return model
+
+
+def misshapen(folder: Path) -> list[str]:
+    """Return the MLPs of a folder whose shape its config cannot say to plain transformers.
+
+    Raises:
+        StoreError: If the config is damaged.
+    """
+    model, shapes = _plain_model(folder, torch_dtype(storage_dtype(folder)))
+    plain = mlp_shapes(model)
+    return [name for name in plain if shapes.get(name, plain[name]) != plain[name]]
+
+
+def _plain_model(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Shapes]:
+    """Return what transformers builds of a folder's config, on meta, and what was cut."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        quantization = getattr(config, "quantization_config", {})
+        shapes = shapes_from_json(quantization.get(SHAPES, {}))
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with init_empty_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"cannot build a model from {folder}/config.json: {error}") from error
     model.tie_weights()
-    return model
+    return model, shapes
 
 
 def native_sketch(folder: Path) -> Sketch:
@@ -244,12 +285,13 @@ def _place(
         local = {name: tensors[f"{site.name}.{name}"] for name in layout.tensors()}
         weight = CompressedWeight(layout, local)
         if site is embedding_site:
-            module = site_embedding(weight, dtype)
+            module = site_embedding(weight, model.get_submodule(site.name), dtype)
         else:
             module = site_linear(weight, rest.pop(f"{site.name}.bias", None), dtype)
         replace_module(model, site.name, module)
     if tied:
-        model.set_output_embeddings(TiedHead(model.get_submodule(embedding_site.name)))
+        bias = model.get_output_embeddings().bias
+        model.set_output_embeddings(TiedHead(model.get_submodule(embedding_site.name), bias))
     cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
     model.load_state_dict(cast, strict=False, assign=True)
 

@@ -26,7 +26,8 @@ from autocomp.core.sketch import Sketch
 from autocomp.models.device import resolve_device
 from autocomp.models.digest import model_digest
 from autocomp.models.reference import HUB_NAME, REFERENCE, WHEEL, reference_path
-from autocomp.models.structure import build_sketch
+from autocomp.models.structure import SUPPORTED, build_sketch
+from autocomp.models.surgeon import Shapes, reshape
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +89,18 @@ def load(source: str, *, device: str = "cpu", dtype: torch.dtype | None = None) 
     return LoadedModel(model, tokenizer, sketch, model_digest(folder), source)
 
 
-def sketch_of(source: str) -> Sketch:
+def sketch_of(source: str, shapes: Shapes | None = None) -> Sketch:
     """Return a model's sketch from its config alone; no weights are read or allocated.
 
     Args:
         source: ``smollm2-135m``, a Hugging Face id, or a local folder.
+        shapes: Shapes of MLPs that were cut.
 
     Raises:
         ConfigError: If the source is unknown.
         UnsupportedError: If it is not a dense decoder that autocomp understands.
     """
-    return _sketch(source, _resolve(source)[1])
+    return _sketch(source, _resolve(source)[1], shapes)
 
 
 def _resolve(source: str) -> tuple[str, PretrainedConfig]:
@@ -177,16 +179,18 @@ def _check_config(source: str, config: PretrainedConfig) -> None:
     else:
         return
     raise UnsupportedError(
-        f"{source!r} ({kind}) is not supported: {why}. Supported: dense decoders such as Llama, "
-        "Mistral, Qwen2, Qwen3, SmolLM and GPT-2."
+        f"{source!r} ({kind}) is not supported: {why}. Supported: dense decoders such as "
+        f"{SUPPORTED}."
     )
 
 
-def _sketch(source: str, config: PretrainedConfig) -> Sketch:
+def _sketch(source: str, config: PretrainedConfig, shapes: Shapes | None = None) -> Sketch:
     """Build the sketch on the meta device."""
     stored = config.dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    if shapes is not None:
+        reshape(model, shapes)
     dtype = "bfloat16" if stored in (torch.bfloat16, "bfloat16") else "float16"
     return build_sketch(model, source, dtype=dtype)
 

@@ -1,11 +1,16 @@
 """Where the sites of a decoder are, found by structure instead of by class name.
 
-Understood: a token embedding, one list of blocks, each with exactly one attention and one MLP
-whose last linear writes to the residual stream, a final norm, and a tied or untied head. That is
-the Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM) and GPT-2.
+Understood: a token embedding, one list of blocks, each with exactly one attention and one MLP of
+which one linear writes to the residual stream and the others read it, a final norm, and a tied or
+untied head whose logits are ``W h + b``. That is the Llama family (Llama, Mistral, Qwen2, Qwen3,
+SmolLM), Gemma 1 and 3 (norms behind the sub-blocks too), GPT-2, OPT, GPT-NeoX, Phi and Phi-3.
+
+The sub-blocks may follow one another or run in parallel; in a block with a single norm both read
+that norm. An MLP may have no module of its own: where its linears lie in the block itself, as in
+OPT, the sub-block is called ``<block>.mlp``, and its linears are what there is to replace.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +19,20 @@ from transformers import PreTrainedModel
 
 from autocomp.core.errors import UnsupportedError
 from autocomp.core.sketch import Site, Sketch, TensorInfo
-from autocomp.models.weights import get_weight, is_linear
+from autocomp.models.weights import get_weight, is_linear, is_norm
+
+SUPPORTED = (
+    "Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma 1 or 3, GPT-2, OPT, GPT-NeoX, Phi or Phi-3"
+)
+
+BARE_MLP = "mlp"
+"""Name of an MLP that is no module, in its block."""
+
+NONLINEAR_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings by which logits are not ``W h + b``."""
+
+Part = tuple[str, list[str]]
+"""Name of a sub-block and of its linears, in its block."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +45,8 @@ class Structure:
         head_name: Untied lm_head, or ``None`` when it shares the embedding's weight.
         block_names: Decoder blocks, in order.
         attention_names: Attention of each block.
-        mlp_names: MLP of each block.
+        mlp_names: MLP of each block; the name of no module where its linears lie in the block.
+        members: Linears of each attention and MLP; the last one writes to the residual stream.
         final_norm_name: Norm between the last block and the head.
     """
 
@@ -37,6 +56,7 @@ class Structure:
     block_names: tuple[str, ...]
     attention_names: tuple[str, ...]
     mlp_names: tuple[str, ...]
+    members: Mapping[str, tuple[str, ...]]
     final_norm_name: str
 
     def get(self, name: str) -> nn.Module:
@@ -49,12 +69,28 @@ class Structure:
         return self.attention_names[index]
 
     def mlp_name(self, index: int) -> str:
-        """Return the MLP module's name of block ``index``."""
+        """Return the MLP's name of block ``index``."""
         return self.mlp_names[index]
 
     def linears(self, name: str) -> tuple[str, ...]:
-        """Return the full names of the linears inside a module, in model order."""
-        return tuple(f"{name}.{child}" for child in _linears(self.get(name)))
+        """Return the full names of a sub-block's linears; the writer is the last."""
+        return self.members[name]
+
+    def reads(self) -> dict[str, str]:
+        """Return, by linear (an untied head included), the name of the input that it reads.
+
+        Linears with the same name read the same tensor.
+        """
+        found: dict[str, str] = {}
+        for index, block in enumerate(self.blocks):
+            attention, mlp = self.attention_name(index), self.mlp_name(index)
+            shared = sum(is_norm(child) for child in block.children()) == 1
+            for name, source in ((attention, attention), (mlp, attention if shared else mlp)):
+                *readers, writer = self.members[name]
+                found |= dict.fromkeys(readers, f"{source}.in") | {writer: f"{writer}.in"}
+        if self.head_name is not None:
+            found[self.head_name] = f"{self.head_name}.in"
+        return found
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -70,6 +106,11 @@ class Structure:
         """Return the (vocab, hidden) matrix that makes logits; the embedding's when tied."""
         return get_weight(self.model, self.head_name or self.embedding_name)
 
+    def head_bias(self) -> Tensor | None:
+        """Return the (vocab,) bias of the logits, or ``None``."""
+        head: Any = self.model.get_output_embeddings()
+        return None if head.bias is None else head.bias.detach()
+
 
 def structure(model: PreTrainedModel) -> Structure:
     """Find the parts of a decoder.
@@ -81,23 +122,31 @@ def structure(model: PreTrainedModel) -> Structure:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
         raise _unsupported(model, "it has no token embedding or no linear head")
-    blocks = _block_list(model)
+    if embedding.embedding_dim != model.config.hidden_size:
+        raise _unsupported(model, "its embeddings are projected to the width of its blocks")
+    for key in NONLINEAR_LOGITS:
+        if getattr(model.config, key, None) not in (None, 1):
+            raise _unsupported(model, f"it scales or caps its logits ({key})")
+    body, blocks = _body(model)
+    block_names = tuple(names[block] for block in blocks)
     pairs = [_attention_and_mlp(model, block) for block in blocks]
-    body: Any = model.base_model
-    norms = [
-        child
-        for child in body.children()
-        if isinstance(getattr(child, "weight", None), nn.Parameter) and child.weight.dim() == 1
-    ]
+    members = {
+        f"{block}.{name}": tuple(f"{block}.{linear}" for linear in linears)
+        for block, pair in zip(block_names, pairs, strict=True)
+        for name, linears in pair
+    }
+    norms = [child for child in body.children() if is_norm(child)]
     if len(norms) != 1:
         raise _unsupported(model, f"it has {len(norms)} norms after its blocks instead of one")
+    attentions, mlps = list(members)[::2], list(members)[1::2]  # they take turns
     return Structure(
         model=model,
         embedding_name=names[embedding],
         head_name=None if head.weight is embedding.weight else names[head],
-        block_names=tuple(names[block] for block in blocks),
-        attention_names=tuple(names[attention] for attention, _ in pairs),
-        mlp_names=tuple(names[mlp] for _, mlp in pairs),
+        block_names=block_names,
+        attention_names=tuple(attentions),
+        mlp_names=tuple(mlps),
+        members=members,
         final_norm_name=names[norms[0]],
     )
 
@@ -118,8 +167,7 @@ def build_sketch(model: PreTrainedModel, source: str, *, dtype: str) -> Sketch:
     parts = structure(model)
     sites = tuple(_sites(parts))
     config = model.config
-    heads = config.num_attention_heads
-    weights = [site for site in sites if site.kind != "subblock"]
+    weights = [site for site in sites if site.kind not in ("subblock", "cache")]
     return Sketch(
         model=source,
         family=config.model_type,
@@ -128,14 +176,11 @@ def build_sketch(model: PreTrainedModel, source: str, *, dtype: str) -> Sketch:
         dtype=dtype,
         groups=tuple((site.name,) for site in sites),
         num_layers=len(parts.block_names),
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_kv_heads=_cache_shape(model)[0],
+        head_dim=_cache_shape(model)[1],
         hidden_size=config.hidden_size,
         intermediate_size=max(
-            site.shape[0]
-            for index, name in enumerate(parts.mlp_names)
-            for site in weights
-            if site.block == index and site.name.startswith(f"{name}.")
+            get_weight(model, parts.linears(name)[-1]).shape[1] for name in parts.mlp_names
         ),
         vocab_size=parts.head_weight().shape[0],
     )
@@ -146,22 +191,24 @@ def groups(sketch: Sketch, *, fused: bool = False) -> tuple[tuple[str, ...], ...
 
     Args:
         sketch: A model's sketch.
-        fused: Tie the linears that read the same input (q/k/v, gate/up), as servers that fuse them
-            need; otherwise every site stands alone.
+        fused: Tie the linears of a sub-block that read the same input (q/k/v, gate/up), as servers
+            that fuse them need; otherwise every site stands alone.
     """
-    tied: dict[str, list[str]] = {}
+    tied: dict[tuple[str, str], list[str]] = {}
     for site in sketch.sites:
         shared = fused and site.kind == "linear"
-        tied.setdefault(site.reads if shared else site.name, []).append(site.name)
+        key = (sketch.owner[site.name], site.reads) if shared else ("", site.name)
+        tied.setdefault(key, []).append(site.name)
     return tuple(tuple(members) for members in tied.values())
 
 
-def _block_list(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the list of decoder blocks."""
+def _body(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """Return the module that holds the list of decoder blocks, and that list."""
     count = model.config.num_hidden_layers
     lists = [
-        child
-        for child in model.base_model.children()
+        (owner, child)
+        for owner in model.base_model.modules()
+        for child in owner.children()
         if isinstance(child, nn.ModuleList) and len(child) == count
     ]
     if len(lists) != 1:
@@ -169,27 +216,42 @@ def _block_list(model: PreTrainedModel) -> nn.ModuleList:
     return lists[0]
 
 
-def _attention_and_mlp(model: PreTrainedModel, block: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _attention_and_mlp(model: PreTrainedModel, block: nn.Module) -> list[Part]:
     """Return a block's two sub-blocks; the attention is the one that knows its cache index."""
     if any(parameter.dim() > 2 for parameter in block.parameters()):
         raise _unsupported(model, "a block holds stacked expert weights")
-    holders = [child for child in block.children() if _linears(child)]
-    attention = [child for child in holders if hasattr(child, "layer_idx")]
-    mlp = [child for child in holders if not hasattr(child, "layer_idx")]
+    attention: list[Part] = []
+    mlp: list[Part] = []
+    for name, child in block.named_children():
+        if linears := [f"{name}.{inner}" for inner in _linears(child)]:
+            (attention if hasattr(child, "layer_idx") else mlp).append((name, linears))
+    if bare := [name for name, child in block.named_children() if is_linear(child)]:
+        mlp.append((BARE_MLP, bare))
     if len(attention) != 1 or len(mlp) != 1:
         raise _unsupported(
             model, f"a block has {len(attention)} attention and {len(mlp)} MLP modules"
         )
+    return [(name, _writer_last(model, block, linears)) for name, linears in (*attention, *mlp)]
+
+
+def _writer_last(model: PreTrainedModel, block: nn.Module, linears: list[str]) -> list[str]:
+    """Return the linears of a sub-block with the one that writes to the residual stream last.
+
+    It is as wide as the stream while all others read it; of several such, as where all matrices
+    are square, it is the one that was defined last.
+    """
     hidden = model.config.hidden_size
-    for part in (attention[0], mlp[0]):
-        *readers, writer = (get_weight(part, name).shape for name in _linears(part))
-        if writer[0] != hidden or not readers or any(shape[1] != hidden for shape in readers):
-            raise _unsupported(
-                model,
-                f"{type(part).__name__} does not read the residual stream with all its linears "
-                "but the last and write with the last",
-            )
-    return attention[0], mlp[0]
+    shapes = {name: get_weight(block, name).shape for name in linears}
+    for writer in reversed(linears):
+        others = [name for name in linears if name != writer]
+        reading = all(shapes[name][1] == hidden for name in others)
+        if others and reading and shapes[writer][0] == hidden:
+            return [*others, writer]
+    raise _unsupported(
+        model,
+        f"{', '.join(linears)} of a block are not one linear that writes to the residual stream "
+        "and others that read it",
+    )
 
 
 def _linears(module: nn.Module) -> list[str]:
@@ -200,15 +262,31 @@ def _linears(module: nn.Module) -> list[str]:
 def _sites(parts: Structure) -> Iterator[Site]:
     """Yield all sites in model order; a sub-block precedes its members."""
     yield _weight_site(parts, parts.embedding_name, "embedding")
+    heads, reads = _cache_shape(parts.model), parts.reads()
     for block in range(len(parts.block_names)):
-        for name in (parts.attention_name(block), parts.mlp_name(block)):
-            members = parts.linears(name)
-            yield Site(name, "subblock", name.rpartition(".")[2], block=block, members=members)
-            for member in members[:-1]:
-                yield _weight_site(parts, member, "linear", block, f"{name}.in")
-            yield _weight_site(parts, members[-1], "linear", block, f"{members[-1]}.in")
+        attention = parts.attention_name(block)
+        for name in (attention, parts.mlp_name(block)):
+            members = inside = parts.linears(name)
+            if name == attention:
+                cache = Site(f"{name}.cache", "cache", "cache", heads, block)
+                inside = (*members, cache.name)
+            yield Site(name, "subblock", name.rpartition(".")[2], block=block, members=inside)
+            for member in members:
+                yield _weight_site(parts, member, "linear", block, reads[member])
+            if name == attention:
+                yield cache
     if parts.head_name is not None:
-        yield _weight_site(parts, parts.head_name, "head", reads=f"{parts.head_name}.in")
+        yield _weight_site(parts, parts.head_name, "head", reads=reads[parts.head_name])
+
+
+def _cache_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """Return (kv heads, head width) of a layer's cache."""
+    config = model.config
+    heads = config.num_attention_heads
+    return (
+        getattr(config, "num_key_value_heads", None) or heads,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
 
 
 def _weight_site(parts: Structure, name: str, kind: str, block: int = -1, reads: str = "") -> Site:
@@ -238,5 +316,5 @@ def _unsupported(model: PreTrainedModel, why: str) -> UnsupportedError:
     """Return the error of a model whose structure is not understood."""
     return UnsupportedError(
         f"{model.config.model_type} ({type(model).__name__}) is not supported: {why}. Supported: "
-        "dense decoders built like Llama, Mistral, Qwen2, Qwen3, SmolLM or GPT-2."
+        f"dense decoders built like {SUPPORTED}."
     )

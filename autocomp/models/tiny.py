@@ -7,9 +7,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -36,6 +42,9 @@ _DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_ONE_KEY_PER_QUERY = {
+    key: value for key, value in _DECODER.items() if key not in ("num_key_value_heads", "head_dim")
+}
 _GPT2 = {
     "vocab_size": _VOCABULARY,
     "n_embd": 64,
@@ -48,12 +57,36 @@ _GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_OPT = {
+    "vocab_size": _VOCABULARY,
+    "hidden_size": 64,
+    "ffn_dim": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "init_std": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GEMMA3 = {
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 _FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, _DECODER | {"tie_word_embeddings": True}),
     "llama-untied": (LlamaConfig, _DECODER | {"tie_word_embeddings": False}),
     "mistral": (MistralConfig, _DECODER | {"tie_word_embeddings": False}),
     "qwen2": (Qwen2Config, _DECODER | {"tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, _DECODER | {"tie_word_embeddings": True}),
+    "gemma": (GemmaConfig, _DECODER | {"tie_word_embeddings": True}),
+    "gemma3": (Gemma3TextConfig, _DECODER | _GEMMA3),
+    "phi": (PhiConfig, _ONE_KEY_PER_QUERY | {"tie_word_embeddings": False}),
+    "phi3": (Phi3Config, _DECODER | {"tie_word_embeddings": False}),
+    "gpt-neox": (GPTNeoXConfig, _ONE_KEY_PER_QUERY | {"tie_word_embeddings": False}),
+    "opt": (OPTConfig, _OPT),
     "gpt2": (GPT2Config, _GPT2),
 }
 FAMILIES = tuple(_FAMILIES)

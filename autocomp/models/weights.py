@@ -14,6 +14,17 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module holds one vector as its weight: a LayerNorm or an RMSNorm."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() == 1
+
+
+def embedding_scale(module: nn.Module) -> float:
+    """Return what an embedding multiplies its rows by: the root of the width in Gemma, else 1."""
+    return float(getattr(module, "scalar_embed_scale", 1.0))
+
+
 def get_weight(model: nn.Module, name: str) -> Tensor:
     """Return a module's weight as an (out, in) view; ``Conv1D``, stored (in, out), is transposed.
 
@@ -24,6 +35,11 @@ def get_weight(model: nn.Module, name: str) -> Tensor:
     module: Any = model.get_submodule(name)
     weight: Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def as_stored(module: nn.Module, dense: Tensor) -> Tensor:
+    """Return an (out, in) matrix as a linear stores it: a view, which gradients pass."""
+    return dense.T if isinstance(module, Conv1D) else dense
 
 
 @torch.no_grad()

@@ -31,6 +31,10 @@ class Finished(Protocol):
     def weight_bytes(self) -> int:
         """Bytes of the weight file on disk."""
 
+    @property
+    def recovery(self) -> str:
+        """Token of the training after compression; empty without one."""
+
 
 class Record(Protocol):
     """A trial as the study returns it."""
@@ -82,6 +86,7 @@ class Point:
     heldout_se: float | None = None
     perplexity: float | None = None
     file_bytes: int | None = None
+    recovery: str = ""
 
     @property
     def uniform(self) -> bool:
@@ -203,6 +208,7 @@ def _point(record: Record, on_front: bool) -> Point:
         heldout_se=done.heldout_se,
         perplexity=done.perplexity,
         file_bytes=done.weight_bytes,
+        recovery=done.recovery,
     )
 
 

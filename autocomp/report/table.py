@@ -102,9 +102,10 @@ def _cells(point: Point) -> tuple[str, ...]:
 
 def _mark(info: FrontInfo, point: Point) -> str:
     marks = {info.best: "best", info.best_uniform: "best uniform"}
+    mark = marks.get(point.trial, "" if point.on_front else "dominated")
     if info.best == info.best_uniform == point.trial:
-        return "best, uniform"
-    return marks.get(point.trial, "" if point.on_front else "dominated")
+        mark = "best, uniform"
+    return ", ".join(filter(None, (mark, point.recovery)))
 
 
 def _style(info: FrontInfo, point: Point) -> str:

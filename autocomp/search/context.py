@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -10,11 +11,24 @@ import numpy as np
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
+from autocomp.core.variant import PARAMETER
 from autocomp.search.correction import Effects, fit
 from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution, smallest, solve
 
-KINDS = ("quantized", "sparse", "low-rank", "bypassed")
-"""Families of plans; a plan of several is named ``bypassed+sparse``."""
+KIND_OF_SLOT = {
+    "structure": "bypassed",
+    "factor": "low-rank",
+    "mask": "sparse",
+    "residual": "corrected",
+    "activation": "activations",
+    "input": "transformed",
+    "cache": "cached",
+    "quantizer": "quantized",
+}
+"""Families of plans by the slot that makes them; a plan of several is ``bypassed+sparse``."""
+
+PARTS = ("linear", "cache", "ends")
+"""What a uniform plan decides once each: linears of the blocks, caches, embedding and head."""
 
 FORCED = -1e6
 """A score so low that every solution takes it, nats."""
@@ -67,7 +81,7 @@ class Proposal:
         params: Canonical option index by group name.
         plan: What the parameters decode to.
         origin: ``uniform``, ``probe:<family>``, ``knapsack:score``, ``knapsack``, ``ladder``,
-            ``step`` or ``mutation``.
+            ``variant``, ``step`` or ``mutation``.
         family: Family of the plan.
     """
 
@@ -115,6 +129,7 @@ class SearchContext:
         exact_bytes: What a plan really takes of the budget; never above its cost in ``problem``.
         family_of: Family of a plan, such as ``bypassed+sparse``.
         schedule: How the trials are divided.
+        variant: The variant of the model that this is of: the value of the trials' parameter.
     """
 
     space: Space
@@ -125,6 +140,11 @@ class SearchContext:
     exact_bytes: Callable[[Plan], int]
     family_of: Callable[[Plan], str]
     schedule: Schedule = field(default_factory=Schedule)
+    variant: int = 0
+
+    def owns(self, params: Mapping[str, int]) -> bool:
+        """Return whether parameters are of this variant."""
+        return params.get(PARAMETER, 0) == self.variant
 
     @cached_property
     def effects(self) -> Effects:
@@ -135,14 +155,14 @@ class SearchContext:
     def uniforms(self) -> tuple[Solution, ...]:
         """Uniform baselines to measure: the best predicted of every option first, then runners-up.
 
-        One option for all decoder linears times one for embedding and head; of each option the
-        largest embedding that fits the budget and the next smaller one.
+        One option for all decoder linears times one for all caches times one for embedding and
+        head; of each the largest embedding that fits the budget and the next smaller one.
         """
-        inner, outer = self._shared_tokens(False), self._shared_tokens(True)
+        inner, caches, outer = (self._shared_tokens(part) for part in PARTS)
         problem = fit(self.effects, []).apply()
         first, second = [], []
-        for token in inner:
-            fitting = [s for other in outer if (s := self._uniform(problem, token, other))]
+        for token, cache in product(inner, caches):
+            fitting = [s for o in outer if (s := self._uniform(problem, (token, cache, o)))]
             fitting.sort(key=lambda solution: -solution.cost)
             first += fitting[:1]
             second += fitting[1:2]
@@ -151,24 +171,25 @@ class SearchContext:
         worth = [s for s in ranked if s.score <= self.schedule.hopeless * best]
         return tuple(worth[: self.schedule.uniforms])
 
-    def _shared_tokens(self, outer: bool) -> list[str | None]:
-        """Return the tokens that all groups of one kind offer; ``[None]`` without such a group."""
-        names = [g.name for g in self.problem.groups if self._is_outer(g.name) == outer]
+    def _shared_tokens(self, part: str) -> list[str | None]:
+        """Return the tokens that all groups of a part offer; ``[None]`` without such a group."""
+        names = [g.name for g in self.problem.groups if self._part(g.name) == part]
         offered = [[spec.token() for spec in self.space.lists[name]] for name in names]
         if not offered:
             return [None]
         return [token for token in offered[0] if all(token in other for other in offered)]
 
-    def _is_outer(self, name: str) -> bool:
-        return self.space.sketch[name].kind in ("embedding", "head")
+    def _part(self, name: str) -> str:
+        kind = self.space.sketch[name].kind
+        return kind if kind in PARTS else "ends"
 
-    def _uniform(self, problem: Problem, inner: str | None, outer: str | None) -> Solution | None:
-        """Return a uniform solution when its file fits the budget."""
+    def _uniform(self, problem: Problem, chosen: tuple[str | None, ...]) -> Solution | None:
+        """Return the solution with one token a part when it fits the budget."""
+        token_of = dict(zip(PARTS, chosen, strict=True))
         choice = np.zeros(len(problem.groups), dtype=np.int64)
         for row, group in enumerate(problem.groups):
-            token = outer if self._is_outer(group.name) else inner
             tokens = [spec.token() for spec in self.space.lists[group.name]]
-            choice[row] = tokens.index(str(token))
+            choice[row] = tokens.index(str(token_of[self._part(group.name)]))
         found = problem.solution(choice, np.zeros(len(problem.bypasses), dtype=bool))
         plan = self.space.decode(self.params(found))
         return found if self.exact_bytes(plan) <= self.budget_bytes else None
@@ -178,7 +199,7 @@ class SearchContext:
         """Families that the space offers."""
         offered = {kind for row in self._group_kinds for kind in row}
         offered |= {"bypassed"} if self.problem.bypasses else set()
-        return tuple(kind for kind in KINDS if kind in offered)
+        return tuple(kind for kind in reversed(KIND_OF_SLOT.values()) if kind in offered)
 
     @cached_property
     def _group_kinds(self) -> list[list[str]]:
@@ -267,11 +288,6 @@ def marginal_price(problem: Problem, budget: int) -> float:
 
 
 def option_kind(spec: LayerSpec) -> str:
-    """Return the family of one option: bypassed, low-rank, sparse, quantized or dense."""
-    if spec.structure is not None:
-        return "bypassed"
-    if spec.factor is not None:
-        return "low-rank"
-    if spec.mask is not None:
-        return "sparse"
-    return "quantized" if spec.quantizer is not None else "dense"
+    """Return the family of one option: that of its first slot in ``KIND_OF_SLOT``, or dense."""
+    found = (kind for slot, kind in KIND_OF_SLOT.items() if getattr(spec, slot) is not None)
+    return next(found, "dense")

@@ -4,12 +4,14 @@ The score of an option is a local prediction of its KL; assembled models are wor
 differ between classes of options (measured on one model: 2 at 4 bits, 4.5 at 2 bits). The
 correction is
 
-    log KL(plan) = log Σ_{i in plan} κ_i · score_i
+    log KL(plan) = log (fixed + Σ_{i in plan} κ_i · score_i)
     log κ_i      = log κ₀(class) + effects of (everything, class, role, site, option)
 
-with independent normal priors on the effects. Few plans are measured and there are thousands of
-options, so a plan moves mostly the wide, shared effects, and the site effects of what it changed.
-The posterior mode is found by Gauss-Newton steps in the space of the measurements,
+with independent normal priors on the effects; ``fixed`` is the KL of a variant before anything is
+compressed, and what was learned on the first variant moves the priors of the others. Few plans
+are measured and there are thousands of options, so a plan moves mostly the wide, shared effects,
+and the site effects of what it changed. The posterior mode is found by Gauss-Newton steps in the
+space of the measurements,
 
     x ← P Jᵀ (J P Jᵀ + N)⁻¹ (log KL − f(x) + J x),
 
@@ -23,7 +25,7 @@ https://gaussianprocess.org/gpml/
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -46,23 +48,31 @@ _TINY = 1e-30
 def option_class(spec: LayerSpec, kind: str = "linear") -> str:
     """Return the class of an option: what its correction is shared with.
 
-    ``w3``, ``sparse``, ``sparse-w4``, ``rank-w8``, ``dense``, ``bypass``; with ``embedding-`` or
-    ``head-`` before it for those kinds of site.
+    ``w3``, ``sparse``, ``sparse-w4``, ``rank-w8``, ``w3-corrected``, ``w8a8``, ``dense``,
+    ``bypass``, ``cache-kivi-k4v4``; with ``embedding-`` or ``head-`` before it for those kinds of
+    site. A change of the input makes no class of its own.
     """
     if spec.structure is not None:
         return "bypass"
-    bits = getattr(spec.quantizer, "bits", None)
-    parts = ["sparse"] * (spec.mask is not None) + ["rank"] * (spec.factor is not None)
-    parts += [f"w{bits}"] * (bits is not None)
-    name = "-".join(parts) or "dense"
+    if spec.cache is not None:
+        return f"cache-{spec.cache.token()}"
+    rounded = (("w", spec.quantizer), ("a", spec.activation))
+    bits = "".join(f"{side}{part.bits}" for side, part in rounded if hasattr(part, "bits"))
+    words = (
+        (spec.mask, "sparse"),
+        (spec.factor, "rank"),
+        (bits or None, bits),
+        (spec.residual, "corrected"),
+    )
+    name = "-".join(word for part, word in words if part is not None) or "dense"
     return f"{kind}-{name}" if kind in ("embedding", "head") else name
 
 
 def prior_factor(name: str) -> float:
     """Return κ₀ of a class: how much too small the raw score is before anything is measured."""
-    found = re.search(r"w(\d+)$", name)
+    found = re.search(r"w(\d+)", name)
     bits = int(found[1]) if found else 16
-    if "embedding" in name or "head" in name:
+    if name.startswith(("embedding", "head", "cache")):
         return 1.5
     return {2: 4.5, 3: 2.8}.get(bits, 2.0)
 
@@ -95,12 +105,14 @@ class Effects:
         log_prior: log κ₀ of each option, shape (options,).
         design: 1 where an effect acts on an option, shape (options, effects), sparse.
         spread: Prior standard deviation of each effect, shape (effects,).
+        keys: Kind and name of each effect.
     """
 
     problem: Problem
     log_prior: Floats
     design: csr_array
     spread: Floats
+    keys: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(
@@ -136,7 +148,18 @@ class Effects:
         design = csr_array(
             (np.ones(len(rows)), (rows, columns)), shape=(len(log_prior), len(number))
         )
-        return cls(problem, log_prior, design, np.array([SPREAD[kind] for kind, _ in number]))
+        spread = np.array([SPREAD[kind] for kind, _ in number])
+        return cls(problem, log_prior, design, spread, tuple(number))
+
+    def informed_by(self, other: "Correction") -> "Effects":
+        """Return these effects with what was learned on another variant of the model as prior.
+
+        Their priors keep their width. The effects of single options are left out, since the lists
+        of two variants may differ.
+        """
+        known = dict(zip(other.effects.keys, other.mode, strict=True))
+        learned = [0.0 if key[0] == "option" else known.get(key, 0.0) for key in self.keys]
+        return replace(self, log_prior=self.log_prior + self.design @ np.array(learned))
 
     def row(self, choice: Ints, bypassed: Bools) -> Floats:
         """Return the uncorrected scores of a plan's options, 0 elsewhere, shape (options,)."""
@@ -209,7 +232,7 @@ class Correction:
     def predict(self, solution: Solution) -> float:
         """Return the predicted KL of a plan, nats a token: that of the posterior mode."""
         row = self.effects.row(solution.choice, solution.bypassed)
-        return float(row @ np.exp(self._log(self.mode)))
+        return self.effects.problem.fixed_score + float(row @ np.exp(self._log(self.mode)))
 
 
 def fit(
@@ -236,7 +259,7 @@ def fit(
 
     def model(values: Floats) -> tuple[Floats, Floats]:
         parts = rows * np.exp(effects.log_prior + effects.design @ values)
-        total = parts.sum(axis=1) + _TINY
+        total = effects.problem.fixed_score + parts.sum(axis=1) + _TINY
         return np.log(total), np.asarray((parts / total[:, None]) @ effects.design)
 
     def loss(values: Floats, predicted: Floats) -> float:

@@ -2,7 +2,8 @@
 
 Time is counted in multiply-accumulates over the measured speed of two matrix products, one in the
 body's dtype and one in fp32, plus the measured speed of the small steps that a column solver
-makes.
+makes. A variant counts as much as the base, which is never smaller; how small its plans get is
+known when it has been prepared.
 """
 
 import math
@@ -12,7 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from autocomp.config import StudyConfig
-from autocomp.core.registry import load_object
+from autocomp.core.finish import finish_spec
+from autocomp.core.registry import METHODS, load_object
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.spec import LayerSpec
 from autocomp.core.stats import Needs
@@ -29,10 +31,10 @@ class Estimate:
     """Predicted effort and the reachable range.
 
     Args:
-        smallest_bytes: Smallest plan of the space.
-        largest_bytes: Largest plan of the space.
+        smallest_bytes: Smallest plan of the base.
+        largest_bytes: Largest plan of the base.
         budget_bytes: Weight bytes that the budget leaves.
-        space_size_log10: Decimal logarithm of the number of plans.
+        space_size_log10: Decimal logarithm of the number of plans, over all variants.
         groups: Decisions.
         options: Compressed weights that the layer store will hold.
         minutes: Predicted minutes by stage, ``total`` included.
@@ -101,6 +103,12 @@ def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
     return 30 * rows * columns / speed.single
 
 
+def _tuned_tokens(config: StudyConfig) -> int:
+    """Return the tokens that each block runs forward and backward in a finish."""
+    spec = finish_spec(config.search.finish)
+    return 0 if spec is None else int(METHODS[spec.method]().tokens(spec))
+
+
 def estimate(config: StudyConfig) -> Estimate:
     """Return what the search of a configuration will take.
 
@@ -109,7 +117,7 @@ def estimate(config: StudyConfig) -> Estimate:
         PlanError: If an option does not fit a layer.
     """
     setup = Setup.of(config)
-    sketch = setup.sketch
+    sketch, models = setup.sketch, 1 + len(config.space.variants)
     speed = _measure_speed(resolve_device(config.device))
     macs = _body_macs(sketch)
     head = sketch.vocab_size * sketch.hidden_size
@@ -120,17 +128,19 @@ def estimate(config: StudyConfig) -> Estimate:
     calibration = data.calibration_tokens * (5 * macs / speed.body + moments / speed.single)
     layout = load_object("autocomp.methods.compose:layout")
     store, score, disk, options = 0.0, 0.0, 0, 0
+    weights = [name for name in setup.weight_groups if sketch[name].kind != "cache"]
     for name in setup.weight_groups:
         site = sketch[name]
-        for spec in setup.lists[name]:
-            options += 1
+        options += len(setup.lists[name])
+        for spec in setup.lists[name] if name in weights else ():
             disk += layout(spec, site.shape, sketch.dtype).nbytes
             store += _solve_seconds(site, spec, speed)
             if site.kind == "linear":
                 score += site.shape[0] * site.shape[1] * sum(site.shape) / speed.single
     full = data.rungs[-1] * (macs / speed.body + head / speed.single)
     heldout = data.heldout_tokens * (macs / speed.body + head / speed.single)
-    finish = data.calibration_tokens * (5 * macs / speed.body + moments / 2 / speed.single)
+    finish = data.calibration_tokens * (6 * macs / speed.body + moments / 2 / speed.single)
+    finish += 3 * _tuned_tokens(config) * macs / speed.body
     finalists = config.search.finalists + 2
     per_finalist = (
         finish
@@ -139,17 +149,20 @@ def estimate(config: StudyConfig) -> Estimate:
             _solve_seconds(
                 sketch[name], setup.lists[name][-2 if len(setup.lists[name]) > 1 else 0], speed
             )
-            for name in setup.weight_groups
+            for name in weights
         )
     )
     seconds = {
-        "calibration": calibration,
-        "layer store": store,
-        "score": score,
+        "calibration": models * calibration,
+        "layer store": models * store,
+        "score": models * score,
         "one full evaluation": full,
         "trials": config.search.trials * full * EVALUATED_SHARE,
         "finish": finalists * per_finalist,
     }
+    if models > 1:
+        prepare = data.calibration_tokens * macs / speed.body + full
+        seconds["prepare variants"] = (models - 1) * prepare
     minutes = {name: round(OVERHEAD * value / 60, 2) for name, value in seconds.items()}
     minutes["total"] = round(
         sum(value for name, value in minutes.items() if name != "one full evaluation"), 2
@@ -160,10 +173,10 @@ def estimate(config: StudyConfig) -> Estimate:
         smallest_bytes=setup.smallest_bytes,
         largest_bytes=setup.largest_bytes,
         budget_bytes=setup.budget,
-        space_size_log10=setup.space.log10_size,
+        space_size_log10=setup.space.log10_size + math.log10(models),
         groups=len(setup.weight_groups) + len(setup.droppable),
-        options=options,
+        options=models * options,
         minutes=minutes,
-        disk_bytes=disk,
-        ram_bytes=int(2 * total + min(activations, 4e9) + 3e9 + 8e8),
+        disk_bytes=models * disk,
+        ram_bytes=int((2 + (models > 1)) * total + min(activations, 4e9) + 3e9 + 8e8),
     )

@@ -50,7 +50,7 @@ def evaluate_plan(
     started = time.perf_counter()
     stages: dict[str, float] = {}
     meter = bench.search_meter
-    bench.candidate.apply(plan, bench.dense)
+    bench.candidate.apply(plan, bench.operands)
     stages["assemble"] = time.perf_counter() - started
     token = bench.head_token(plan.layers)
     kl: list[float] = []

@@ -1,6 +1,5 @@
 """Why a layer got its bits: a plan layer by layer, with the marginal cost of every alternative."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from autocomp.search.correction import Correction
 from autocomp.search.knapsack import Problem
 from autocomp.search.proposals import correction_of
 from autocomp.search.records import TrialRecord
-from autocomp.search.run import SCORES_FILE, load_study_config, search_context
-from autocomp.search.scoring import ScoreTable
+from autocomp.search.run import load_study_config
 from autocomp.search.setup import Setup
 from autocomp.search.study import Study
+from autocomp.search.variants import first_context, read_scores, search_context, stored_setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class PlanRow:
         site: Module name.
         shape: (out, in) of its weight.
         token: What the plan does.
-        bytes: Its bytes in the file.
+        bytes: Its bytes in the file; of a cache, its bytes in memory.
         kl_nats: Predicted KL of it alone, corrected.
         alternatives: The other options, smallest first.
     """
@@ -75,17 +74,6 @@ class PlanTable:
     rows: tuple[PlanRow, ...]
 
 
-def _scores(study_dir: Path) -> ScoreTable:
-    path = study_dir / SCORES_FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); run the search again to write it."
-        ) from error
-    return ScoreTable(data["options"], data["drop"])
-
-
 def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
     """Explain one trial of a study from its stored scores, loading no weights.
 
@@ -105,11 +93,13 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
         raise ConfigError(
             f"trial {number} does not exist; the study has {len(records)} ({known}, ...)."
         )
-    setup = Setup.of(load_study_config(study_dir)).with_lists(study.get_lists())
-    context = search_context(setup, _scores(study_dir))
-    correction: Correction = correction_of(context, records)
+    config, plan = load_study_config(study_dir), found[0].plan
+    setup = stored_setup(config, study, plan.variant)
+    context = search_context(setup, read_scores(study_dir, plan.variant))
+    first = first_context(config, study, study_dir)
+    prior = None if first.variant == context.variant else correction_of(first, records)
+    correction: Correction = correction_of(context, records, prior=prior)
     problem = correction.apply()
-    plan = found[0].plan
     rows = [_row(setup, problem, index, found[0]) for index in range(len(problem.groups))]
     for index, bypass in enumerate(problem.bypasses):
         dropped = plan[bypass.name] != DENSE
@@ -145,7 +135,10 @@ def _row(setup: Setup, problem: Problem, index: int, record: TrialRecord) -> Pla
     if owner is not None and record.plan[owner] != DENSE:
         return PlanRow(site.name, site.shape, "(bypassed)", 0, 0.0, ())
     chosen = options.index(record.plan[site.name])
-    size = site_bytes(setup.sketch, site.name, options[chosen])
+    cached = site.kind == "cache"
+    size = (
+        int(group.cost[chosen]) if cached else site_bytes(setup.sketch, site.name, options[chosen])
+    )
     alternatives = tuple(
         Alternative(
             options[other].token(),

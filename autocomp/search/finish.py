@@ -4,13 +4,14 @@ A search compresses every site from the *dense* model's statistics, so that plan
 together from parts. A finished plan is compressed once more, block by block in model order, each
 site from the inputs that it will really see: those that the already compressed sites in front of
 it produce (Frantar et al. 2022, https://arxiv.org/abs/2210.17323, "true sequential": q/k/v, then
-o, then gate/up, then down).
+o, then gate/up, then down). Then a block method tunes the block's weights together, within their
+formats, so that on those inputs it gives what the original block gives on its own.
 
 The result is an artefact, a native folder in the study directory. What is reported is measured
 from that folder, loaded as a user would load it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
+from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.core.sketch import Site
@@ -26,7 +28,10 @@ from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import weight_bytes
 from autocomp.formats.base import CompressedWeight
 from autocomp.layers.native import load, write_native
-from autocomp.search.workbench import Workbench
+from autocomp.models.attention import decode_attention
+from autocomp.search.folding import folded, shared_step
+from autocomp.search.tuning import BlockTuner
+from autocomp.search.workbench import SAMPLE_TOKENS, Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,45 @@ def _stages(bench: Workbench, block: int, plan: Plan) -> Iterator[list[Site]]:
         yield list(stage)
 
 
-def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, CompressedWeight]:
-    """Compress a plan sequentially through its own statistics.
+def _surroundings(bench: Workbench, plan: Plan) -> dict[str, CompressedWeight]:
+    """Put everything but the linears into the live model; return the weights that are done."""
+    around = {
+        site.name: plan[site.name] if site.kind != "linear" else DENSE
+        for site in bench.sketch.sites
+    }
+    bench.candidate.apply(Plan(around), bench.operands)
+    return {
+        site.name: bench.compressed(site.name, plan[site.name])
+        for site in bench.sketch.weights()
+        if site.kind != "linear" or plan[site.name] == DENSE
+    }
 
-    Leaves the live candidate restored to the base.
+
+def _compress_stage(
+    bench: Workbench, walker: BlockWalker, batches: list[Batch], plan: Plan, stage: list[Site]
+) -> dict[str, CompressedWeight]:
+    """Compress linears that read the same input, from that input as it is now."""
+    digest = f"{bench.stats_digest}+{plan.digest[:16]}"
+    stats = input_statistics(walker, batches, stage, digest=digest, sample_tokens=SAMPLE_TOKENS)
+    step = shared_step(bench, plan, stage[0], stats[stage[0].name])
+    jobs = {
+        site.name: bench.compress(site.name, plan[site.name], stats[site.name], step)
+        for site in stage
+    }
+    return {name: job.result() for name, job in jobs.items()}
+
+
+def _put(bench: Workbench, weights: Mapping[str, CompressedWeight]) -> None:
+    """Let the live model compute with finished weights."""
+    for name, weight in weights.items():
+        bench.candidate.put(name, weight.operands())
+
+
+def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, CompressedWeight]:
+    """Compress a plan block by block: sequentially, then tuned as ``search.finish`` says.
+
+    Statistics and tuning see what the plan does in front, its compressed caches included. Leaves
+    the live candidate restored to the base.
 
     Args:
         bench: The loaded base model.
@@ -73,33 +113,23 @@ def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, Co
     Returns:
         The compressed weight of every site that has tensors.
     """
-    around = Plan(
-        {
-            site.name: plan[site.name] if site.kind != "linear" else DENSE
-            for site in bench.sketch.sites
-        }
-    )
     bench.candidate.restore()
-    bench.candidate.apply(around, bench.dense)
-    done: dict[str, CompressedWeight] = {}
-    for site in bench.sketch.weights():
-        if site.kind != "linear" or plan[site.name] == DENSE:
-            done[site.name] = bench.compressed(site.name, plan[site.name])
-    digest = f"{bench.stats_digest}+{plan.digest[:16]}"
-    walker = bench.walker()
-    progress.start("finish", bench.sketch.num_layers, "block")
+    progress.start(f"finish ({bench.config.search.finish})", bench.sketch.num_layers, "block")
     try:
-        for block, batches in walker.walk():
-            for stage in _stages(bench, block, plan):
-                stats = input_statistics(walker, batches, stage, digest=digest)
-                jobs = {
-                    site.name: bench.compress(site.name, plan[site.name], stats[site.name])
-                    for site in stage
-                }
-                for name, job in jobs.items():
-                    done[name] = job.result()
-                    bench.candidate.put(name, done[name].to_dense())
-            progress.advance()
+        tuner = BlockTuner(bench, plan)
+        done = _surroundings(bench, plan)
+        walker = bench.walker()
+        with decode_attention(bench.model):
+            for block, batches in walker.walk():
+                made: dict[str, CompressedWeight] = {}
+                for stage in _stages(bench, block, plan):
+                    compressed = _compress_stage(bench, walker, batches, plan, stage)
+                    _put(bench, compressed)
+                    made |= compressed
+                tuned = tuner.tune(walker, block, batches, made)
+                _put(bench, tuned)
+                done |= made | tuned
+                progress.advance()
     finally:
         bench.candidate.restore()
     progress.finish()
@@ -115,16 +145,20 @@ def write_artefact(
 ) -> Path:
     """Finish a plan into ``folder`` in native format and check its size against the prediction.
 
+    The folder's plan says which input scales were folded; it may be smaller than the plan given.
+
     Raises:
         RuntimeError: If the file is not exactly as large as predicted.
     """
     weights = recompress(bench, plan, progress)
+    plan, weights, rest = folded(bench, plan, weights)
     write_native(
         folder,
         plan=plan,
         sketch=bench.sketch,
         weights=weights,
         model=bench.loaded.model,
+        rest=rest,
         tokenizer=bench.loaded.tokenizer,
         extra=extra,
     )

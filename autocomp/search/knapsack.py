@@ -2,7 +2,7 @@
 
 Every group takes exactly one of its options, unless the sub-block that owns it is bypassed:
 
-    minimise   Σ_{g active} score[g, o_g] + Σ_{b bypassed} score_b
+    minimise   fixed score + Σ_{g active} score[g, o_g] + Σ_{b bypassed} score_b
     subject to fixed + Σ_{g active} cost[g, o_g] + Σ_{b bypassed} cost_b  ≤  budget
 
 The *sweep* minimises ``score + λ·cost`` for many multipliers λ at once; given λ the problem falls
@@ -96,11 +96,13 @@ class Problem:
         groups: The groups, in the order of ``Solution.choice``.
         bypasses: The sub-blocks, in the order of ``Solution.bypassed``.
         fixed_cost: Cost of everything that no decision changes, bytes.
+        fixed_score: KL of the model before any decision, nats; 0 for the base.
     """
 
     groups: tuple[Group, ...]
     bypasses: tuple[Bypass, ...] = ()
     fixed_cost: int = 0
+    fixed_score: float = 0.0
 
     @cached_property
     def cost(self) -> Ints:
@@ -147,7 +149,8 @@ class Problem:
         rows = np.flatnonzero(active)
         cost = int(self.cost[rows, choice[rows]].sum() + self.bypass_cost[bypassed].sum())
         score = float(self.score[rows, choice[rows]].sum() + self.bypass_score[bypassed].sum())
-        return Solution(choice, np.array(bypassed, dtype=bool), self.fixed_cost + cost, score)
+        bypassed = np.array(bypassed, dtype=bool)
+        return Solution(choice, bypassed, self.fixed_cost + cost, self.fixed_score + score)
 
     def with_scores(self, score: Floats, bypass_score: Floats) -> "Problem":
         """Return the same problem with other scores, in the shapes of the two tables."""
@@ -159,7 +162,7 @@ class Problem:
             replace(bypass, score=float(value))
             for bypass, value in zip(self.bypasses, bypass_score, strict=True)
         )
-        return Problem(groups, bypasses, self.fixed_cost)
+        return replace(self, groups=groups, bypasses=bypasses)
 
 
 def _minimise(problem: Problem, multipliers: Floats) -> tuple[Ints, Bools, Ints, Floats]:
@@ -174,7 +177,8 @@ def _minimise(problem: Problem, multipliers: Floats) -> tuple[Ints, Bools, Ints,
     cost = (problem.cost[rows, choice] * active).sum(1) + bypassed @ problem.bypass_cost
     score = np.where(active, problem.score[rows, choice], 0.0).sum(1)
     score += np.where(bypassed, problem.bypass_score, 0.0).sum(1)
-    return np.where(active, choice, 0), bypassed, problem.fixed_cost + cost, score
+    choice = np.where(active, choice, 0)
+    return choice, bypassed, problem.fixed_cost + cost, problem.fixed_score + score
 
 
 def _slopes(problem: Problem) -> tuple[float, float]:

@@ -5,7 +5,8 @@
    but quantization.
 3. *Ladder*: the knapsack at the budget with uncorrected scores, then with corrected ones, and at
    smaller budgets.
-4. *Refinement* around the best plan measured at a budget. A *step* solves the knapsack with scores
+4. *Variants*: the corrected knapsack at the budget, once for every variant but the first.
+5. *Refinement* around the best plan measured at a budget. A *step* solves the knapsack with scores
    drawn from the posterior of the correction, and a bonus for the options of the best plan that is
    just large enough to leave about r groups changed (a trust region: a plan that differs
    everywhere is where scores are wrong). A *mutation* switches one to three random groups or a
@@ -14,18 +15,26 @@
 
 A plan that was told before is drawn again, so no trial is spent twice on one plan.
 
+Where there are variants, steps 1 to 3 look at the first of them, the base unless it cannot hold
+the budget. A refinement first draws a variant. Each is worth the lower of what its best plan
+measured at the budget and of what its corrected knapsack would measure, drawn from the posterior
+of the correction; the lowest wins. So a variant that is known well and is worse gets nothing, and
+one that is not known well has a chance. One refinement in ten takes any of them, for the
+correction may be wrong.
+
 Reference: Thompson 1933, https://doi.org/10.1093/biomet/25.3-4.285 (sampling from the posterior);
 Sieberling et al. 2024, https://arxiv.org/abs/2410.14649 (level-switch mutation).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from autocomp.core.seeds import SeedTree
 from autocomp.search.context import Proposal, SearchContext, Told
 from autocomp.search.correction import Correction, Evidence, fit
-from autocomp.search.knapsack import Problem, Solution, repair, solve
+from autocomp.search.knapsack import Problem, Solution, repair, smallest, solve
 
 ATTEMPTS = 12
 STEP_SIZES = (6, 12, 24, 48)
@@ -33,17 +42,18 @@ MUTANTS = 24
 TEMPERATURES = (0.5, 1.0)
 FULL_ERROR, STOPPED_ERROR = 0.02, 0.15
 MIX = {"knapsack": 0.15, "step": 0.7, "mutation": 0.15}
+ANY_VARIANT = 0.1
 
 
 def propose(
-    index: int, seed: SeedTree, context: SearchContext, told: Sequence[Told]
+    index: int, seed: SeedTree, contexts: Sequence[SearchContext], told: Sequence[Told]
 ) -> Proposal | None:
     """Return the proposal of a logical trial.
 
     Args:
         index: Logical number of the trial, from 0.
         seed: The study's seed; the trial uses ``seed.child("trial", index)``.
-        context: What is searched.
+        contexts: What is searched, one a variant.
         told: Trials told so far; only those with a smaller logical number are looked at.
 
     Returns:
@@ -55,7 +65,7 @@ def propose(
     told = sorted((t for t in told if t.logical < index), key=lambda t: t.logical)
     known = {frozenset(t.params.items()) for t in told}
 
-    def fresh(solution: Solution | None, origin: str) -> Proposal | None:
+    def fresh(context: SearchContext, solution: Solution | None, origin: str) -> Proposal | None:
         if solution is None:
             return None
         params = context.params(solution)
@@ -72,42 +82,50 @@ def propose(
             family=context.family_of(plan),
         )
 
-    opening = _opening(index, context, told)
+    opening = _opening(index, contexts, told)
     if opening and (proposal := fresh(*opening)):
         return proposal
     rng = seed.child("trial", index).numpy()
     for _ in range(ATTEMPTS):
-        if proposal := fresh(*_refine(rng, context, told)):
+        if proposal := fresh(*_refine(rng, contexts, told)):
             return proposal
     return None
 
 
 def _opening(
-    index: int, context: SearchContext, told: Sequence[Told]
-) -> tuple[Solution | None, str] | None:
-    """Return the scheduled solution of an early trial, and its origin."""
+    index: int, contexts: Sequence[SearchContext], told: Sequence[Told]
+) -> tuple[SearchContext, Solution | None, str] | None:
+    """Return the variant and the scheduled solution of an early trial, and its origin."""
+    context, *others = contexts
     if index < len(context.uniforms):
-        return context.uniforms[index], "uniform"
+        return context, context.uniforms[index], "uniform"
     index -= len(context.uniforms)
     if index < len(context.kinds):
         kind = context.kinds[index]
         problem = correction_of(context, told).apply()
-        return context.probe(problem, kind), f"probe:{kind}"
+        return context, context.probe(problem, kind), f"probe:{kind}"
     index -= len(context.kinds)
     if index == 0:
-        return solve(context.problem, context.budget_bytes), "knapsack:score"
+        return context, solve(context.problem, context.budget_bytes), "knapsack:score"
     index -= 1
     if index < len(context.budgets):
         budget = context.budgets[index]
         problem = correction_of(context, told, best_within(context, told, budget)).apply()
-        return solve(problem, budget), "knapsack" if index == 0 else "ladder"
+        return context, solve(problem, budget), "knapsack" if index == 0 else "ladder"
+    index -= len(context.budgets)
+    if index < len(others):
+        other = others[index]
+        problem = correction_of(other, told, prior=correction_of(context, told)).apply()
+        return other, solve(problem, other.budget_bytes), "variant"
     return None
 
 
 def best_within(context: SearchContext, told: Sequence[Told], budget: int) -> Told | None:
-    """Return the fully measured trial with the lowest KL whose cost lies within a budget."""
+    """Return the fully measured trial of a variant with the lowest KL that a budget allows."""
 
     def fits(trial: Told) -> bool:
+        if not context.owns(trial.params):
+            return False
         return context.problem.solution(*context.decisions(trial.params)).cost <= budget
 
     measured = [t for t in told if t.state == "COMPLETE" and t.kl_nats is not None and fits(t)]
@@ -115,9 +133,19 @@ def best_within(context: SearchContext, told: Sequence[Told], budget: int) -> To
 
 
 def correction_of(
-    context: SearchContext, told: Sequence[Told], focus: Told | None = None
+    context: SearchContext,
+    told: Sequence[Told],
+    focus: Told | None = None,
+    prior: Correction | None = None,
 ) -> Correction:
-    """Return the correction that fits the measured trials, sharpest near the KL of one of them."""
+    """Return the correction that fits the measured trials of a variant.
+
+    Args:
+        context: The variant.
+        told: Trials of any variant.
+        focus: Where it should be sharpest: near the KL of this trial.
+        prior: The correction of the first variant, for any other.
+    """
     plans = [
         Evidence(
             *context.decisions(t.params),
@@ -125,35 +153,86 @@ def correction_of(
             relative_error=FULL_ERROR if t.state == "COMPLETE" else STOPPED_ERROR,
         )
         for t in told
-        if t.kl_nats is not None
+        if t.kl_nats is not None and context.owns(t.params)
     ]
-    return fit(context.effects, plans, focus.kl_nats if focus else None)
+    effects = context.effects if prior is None else context.effects.informed_by(prior)
+    return fit(effects, plans, focus.kl_nats if focus else None)
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """A variant at a budget: the best plan measured, and the correction that is sharp there."""
+
+    context: SearchContext
+    budget: int
+    best: Told | None
+    correction: Correction
+
+    def promise(self, rng: np.random.Generator) -> float:
+        """Draw the KL that the variant's next plan may reach, nats a token."""
+        problem = self.correction.apply()
+        if smallest(problem).cost > self.budget:
+            return float("inf")
+        found = solve(problem, self.budget)
+        drawn = self.correction.apply(self.correction.sampled_factors(rng))
+        value = drawn.solution(found.choice, found.bypassed).score
+        best = self.best.kl_nats if self.best is not None else None
+        return value if best is None else min(best, value)
+
+
+def _outlook(
+    rng: np.random.Generator,
+    contexts: Sequence[SearchContext],
+    told: Sequence[Told],
+    budget: int,
+) -> _Outlook:
+    """Return the variant that gets a refinement at a budget."""
+    first = contexts[0]
+    prior = correction_of(first, told) if len(contexts) > 1 else None
+
+    def look(context: SearchContext) -> _Outlook:
+        limit = min(budget, context.budget_bytes)
+        best = best_within(context, told, limit)
+        shared = None if context is first else prior
+        return _Outlook(context, limit, best, correction_of(context, told, best, shared))
+
+    if len(contexts) == 1:
+        return look(first)
+    outlooks = [look(context) for context in contexts]
+    promises = [outlook.promise(rng) for outlook in outlooks]
+    possible = [i for i, promise in enumerate(promises) if promise < np.inf] or [0]
+    if rng.random() < ANY_VARIANT:
+        return outlooks[int(rng.choice(possible))]
+    return outlooks[min(possible, key=promises.__getitem__)]
 
 
 def _refine(
-    rng: np.random.Generator, context: SearchContext, told: Sequence[Told]
-) -> tuple[Solution | None, str]:
-    """Return one refinement and its origin."""
-    budget = context.budget_bytes
-    if len(context.budgets) > 1 and rng.random() > context.schedule.at_budget:
-        budget = int(rng.choice(context.budgets[1:]))
-    best = best_within(context, told, budget)
-    correction = correction_of(context, told, best)
+    rng: np.random.Generator, contexts: Sequence[SearchContext], told: Sequence[Told]
+) -> tuple[SearchContext, Solution | None, str]:
+    """Return the variant of one refinement, its solution and its origin."""
+    first = contexts[0]
+    budget = first.budget_bytes
+    if len(first.budgets) > 1 and rng.random() > first.schedule.at_budget:
+        budget = int(rng.choice(first.budgets[1:]))
+    outlook = _outlook(rng, contexts, told, budget)
+    context, correction, best = outlook.context, outlook.correction, outlook.best
     move = str(rng.choice(list(MIX), p=list(MIX.values())))
     if best is None or move == "knapsack":
         factors = correction.sampled_factors(rng, temperature=0.3 * rng.random())
-        return solve(correction.apply(factors), budget), "knapsack"
+        return context, solve(correction.apply(factors), outlook.budget), "knapsack"
     factors = correction.sampled_factors(rng, float(rng.choice(TEMPERATURES)))
     problem = correction.apply(factors)
     around = problem.solution(*context.decisions(best.params))
     if move == "step":
-        return step(problem, around, budget, int(rng.choice(STEP_SIZES))), "step"
-    mutants = [_mutant(rng, problem, around, budget) for _ in range(MUTANTS)]
-    return min(
+        size = int(rng.choice(STEP_SIZES))
+        return context, step(problem, around, outlook.budget, size), "step"
+    mutants = [_mutant(rng, problem, around, outlook.budget) for _ in range(MUTANTS)]
+    found = min(
         (mutant for mutant in mutants if mutant is not None),
         key=lambda solution: solution.score,
         default=None,
-    ), "mutation"
+    )
+    return context, found, "mutation"
 
 
 def changes(problem: Problem, one: Solution, other: Solution) -> int:

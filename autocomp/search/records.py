@@ -93,6 +93,9 @@ class FinishedRecord:
         window: Window length, tokens.
         tokens: Held-out tokens read.
         seconds: Wall time of finishing and measuring.
+        finish: Token of what tuned its blocks, or ``none``.
+        recovery: Token of the training that made it from the plainly finished one; empty for
+            that one.
     """
 
     number: int
@@ -106,6 +109,8 @@ class FinishedRecord:
     window: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    finish: str = ""
+    recovery: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -115,6 +120,11 @@ class FinishedRecord:
     def from_json(cls, data: Mapping[str, Any]) -> "FinishedRecord":
         """Return the record of its JSON form."""
         return cls(**data)
+
+
+def quality(finished: FinishedRecord) -> tuple[float, int, int, str]:
+    """Return what finished artefacts are ordered by, best first: held-out KL, then bytes."""
+    return finished.heldout_kl_nats, finished.weight_bytes, finished.number, finished.recovery
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ class TrialRecord:
         tokens: Tokens of the search text read.
         reason: Why it was stopped, refused or failed.
         seconds: Wall time of the evaluation.
-        finished: Its artefact, if there is one.
+        finished: Its artefact, if there is one; the best, where it was trained too.
     """
 
     number: int

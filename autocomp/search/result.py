@@ -38,9 +38,9 @@ class SearchResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that ``autocomp search --json`` prints."""
-        ratio = None
-        if self.best is not None and self.best_uniform is not None:
-            ratio = self.best.heldout_kl_nats / self.best_uniform.heldout_kl_nats
+        ratio, best, uniform = None, self.best, self.best_uniform
+        if best is not None and uniform is not None and best.recovery == uniform.recovery:
+            ratio = best.heldout_kl_nats / uniform.heldout_kl_nats
         return {
             "study_dir": str(self.study_dir),
             "settings": self.settings,

@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,28 @@ from autocomp.core.progress import Progress
 from autocomp.core.registry import SPACES
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.core.variant import BASE
 from autocomp.evaluate.ladder import clearly_worse
 from autocomp.models import sketch_of
 from autocomp.search.clock import Clock
-from autocomp.search.context import Schedule, SearchContext
-from autocomp.search.correction import option_class
+from autocomp.search.context import SearchContext
 from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.finish import measure_artefact, write_artefact
 from autocomp.search.proposals import propose
-from autocomp.search.records import FinishedRecord, Measured, NewTrial, TrialRecord
+from autocomp.search.records import FinishedRecord, Measured, NewTrial, TrialRecord, quality
 from autocomp.search.result import SearchResult, summarise
-from autocomp.search.scoring import ScoreTable, score_options
 from autocomp.search.setup import Setup, family, format_bytes
 from autocomp.search.study import Study
+from autocomp.search.variants import Variants, write_json
 from autocomp.search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "study.json"
-SCORES_FILE = "scores.json"
 TIMINGS_FILE = "timings.json"
 ARTEFACTS = "artefacts"
 UNIFORM = "uniform"
 ALWAYS_FULL = (UNIFORM, "probe", "knapsack:score")
-
-
-def _write_json(path: Path, data: object) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True), encoding="utf-8")
-    partial.replace(path)
 
 
 def _read_timings(study_dir: Path) -> list[dict[str, Any]]:
@@ -55,30 +47,6 @@ def _read_timings(study_dir: Path) -> list[dict[str, Any]]:
         ]
     except (OSError, ValueError, TypeError):
         return []
-
-
-def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
-    """Return what proposals are made from."""
-    sketch, effort = setup.sketch, setup.config.search
-    classes = {
-        name: tuple(option_class(spec, sketch[name].kind) for spec in setup.lists[name])
-        for name in setup.weight_groups
-    }
-    return SearchContext(
-        space=setup.space,
-        problem=setup.problem(scores),
-        classes=classes,
-        roles={name: sketch[name].role for name in (*setup.weight_groups, *setup.droppable)},
-        budget_bytes=setup.budget,
-        exact_bytes=setup.spent,
-        family_of=family,
-        schedule=Schedule(
-            uniforms=effort.baselines,
-            ladder=effort.ladder,
-            lowest=effort.lowest_share,
-            at_budget=effort.at_budget,
-        ),
-    )
 
 
 class Search:
@@ -104,15 +72,12 @@ class Search:
         self._begun = time.perf_counter()
         self.clock = Clock(_read_timings(study_dir))
         with self.clock.time("set up"):
-            self.setup = Setup.of(config)
-            self.setup.check_feasible()
+            Setup.of(config).check_feasible()
             study_dir.mkdir(parents=True, exist_ok=True)
             self.study = Study.open(storage, study_dir, fingerprint=fingerprint(config))
-            if stored := self.study.get_lists():  # a space's defaults may change between versions
-                self.setup = self.setup.with_lists(stored)
-            self.study.set_lists(self.setup.lists)
-            _write_json(study_dir / CONFIG_FILE, config.model_dump(mode="json"))
-        self._bench: Workbench | None = None
+            self.variants = Variants(config, self.study, progress, self.clock)
+            self.setup = self.variants.setup(BASE)
+            write_json(study_dir / CONFIG_FILE, config.model_dump(mode="json"))
 
     @property
     def seconds(self) -> float:
@@ -121,20 +86,15 @@ class Search:
 
     @property
     def bench(self) -> Workbench:
-        """The loaded model, made on first use."""
-        if self._bench is None:
-            with self.clock.time("load model"):
-                self._bench = Workbench(self.config)
-        return self._bench
+        """The base's workbench, made on first use."""
+        return self.variants.base
 
-    def context(self) -> SearchContext:
-        """Score every option and return the proposals' context."""
+    def contexts(self) -> list[SearchContext]:
+        """Score every option of every variant and return what proposals are made from."""
         self.study.bind("model_digest", self.bench.loaded.digest)
-        scores = score_options(self.bench, self.setup.lists, self.progress, self.clock)
-        _write_json(self.study_dir / SCORES_FILE, asdict(scores))
-        return search_context(self.setup, scores)
+        return self.variants.contexts()
 
-    def run_trials(self, context: SearchContext) -> None:
+    def run_trials(self, contexts: Sequence[SearchContext]) -> None:
         """Measure proposals until the study holds as many as were asked for."""
         limits = self.config.search
         total = limits.trials
@@ -150,20 +110,21 @@ class Search:
             with self.clock.time("record"):
                 told = self.study.records()
             with self.clock.time("solve"):
-                proposal = propose(index, SeedTree(self.config.seed), context, told)
+                proposal = propose(index, SeedTree(self.config.seed), contexts, told)
             if proposal is None:
                 self.progress.log("no new plan is left near the best ones; stopping")
                 break
+            setup = self.variants.setup(proposal.plan.variant)
             with self.clock.time("record"):
                 new = NewTrial(
                     logical=index,
                     params=proposal.params,
-                    distributions=self.setup.space.distributions(),
+                    distributions=setup.space.distributions(),
                     plan=proposal.plan,
                     origin=proposal.origin,
                     family=proposal.family,
-                    weight_bytes=self.setup.costs(proposal.plan)["weight_bytes"],
-                    constraints=self.setup.violation(proposal.plan),
+                    weight_bytes=setup.costs(proposal.plan)["weight_bytes"],
+                    constraints=setup.violation(proposal.plan),
                 )
                 number = self.study.add(new)
             if number is not None:
@@ -172,7 +133,8 @@ class Search:
 
     def _measure(self, number: int, plan: Plan, origin: str, logical: int) -> None:
         """Evaluate a running trial and tell it."""
-        violations = self.setup.violation(plan)
+        setup = self.variants.setup(plan.variant)
+        violations = setup.violation(plan)
         broken = [f"{name} by {value:.0f}" for name, value in violations.items() if value > 0]
         if broken:
             self.study.tell_infeasible(number, f"over the limit: {', '.join(broken)}")
@@ -183,7 +145,7 @@ class Search:
             for record in self.study.records()
             if record.state == "COMPLETE"
             and record.logical < logical
-            and record.weight_bytes <= self.setup.costs(plan)["weight_bytes"]
+            and record.weight_bytes <= setup.costs(plan)["weight_bytes"]
         ]
         gate = None if origin.startswith(ALWAYS_FULL) else _gate(rivals)
 
@@ -192,7 +154,7 @@ class Search:
             return gate is not None and clearly_worse(kl, gate)
 
         try:
-            outcome = evaluate_plan(self.bench, plan, after_rung)
+            outcome = evaluate_plan(self.variants.bench(plan.variant), plan, after_rung)
         except NumericalError as error:
             self.study.tell_failed(number, str(error))
             self.progress.advance(note=f"#{number} failed: {error}")
@@ -211,7 +173,7 @@ class Search:
             else:
                 reason = f"worse than a plan no larger after {outcome.tokens} tokens"
                 self.study.tell_stopped(number, result, reason)
-        size = format_bytes(self.setup.costs(plan)["weight_bytes"])
+        size = format_bytes(setup.costs(plan)["weight_bytes"])
         rung = "" if outcome.complete else f" (stopped at {outcome.tokens} tokens)"
         self.progress.advance(
             note=f"#{number} {origin} {family(plan)} {size} KL {outcome.kl_nats:.4f}{rung}"
@@ -221,15 +183,16 @@ class Search:
         """Finish a trial into an artefact and measure it from its file; reuse one that exists."""
         record = self._record(number)
         folder = self.study_dir / ARTEFACTS / f"trial-{number}"
-        if record.finished is not None and (folder / "model.safetensors").is_file():
-            return record.finished
-        begun = time.perf_counter()
+        kept = [done for done in self.study.finished(number) if self._exists(done)]
+        if any(not done.recovery and done.finish == self.config.search.finish for done in kept):
+            return min(kept, key=quality)
+        begun, bench = time.perf_counter(), self.variants.bench(record.plan.variant)
         self.progress.log(f"finishing trial {number} ({record.family}, {record.origin})")
         with self.clock.time("finish"):
             extra = {"trial": number, "study": str(self.study.optuna.study_name)}
-            write_artefact(self.bench, record.plan, folder, extra, self.progress)
+            write_artefact(bench, record.plan, folder, extra, self.progress)
         with self.clock.time("measure held-out"):
-            held = measure_artefact(self.bench, folder, record.plan, self.progress)
+            held = measure_artefact(bench, folder, record.plan, self.progress)
         data = self.config.data
         finished = FinishedRecord(
             number=number,
@@ -243,6 +206,7 @@ class Search:
             window=data.window,
             tokens=data.heldout_tokens,
             seconds=time.perf_counter() - begun,
+            finish=self.config.search.finish,
         )
         self.study.set_finished(finished)
         self.progress.log(
@@ -251,6 +215,10 @@ class Search:
             f"{format_bytes(held.weight_bytes)}"
         )
         return finished
+
+    def _exists(self, finished: FinishedRecord) -> bool:
+        """Return whether the weights of a finished artefact are on disk."""
+        return (self.study_dir / finished.artefact / "model.safetensors").is_file()
 
     def _record(self, number: int) -> TrialRecord:
         for record in self.study.records():
@@ -275,18 +243,18 @@ class Search:
             )
         count = self.config.search.finalists
         uniform = [record for record in feasible if record.origin == UNIFORM]
-        chosen = {record.number for record in (*feasible[:count], *uniform[: min(2, count)])}
-        for number in sorted(chosen):
+        chosen = (*feasible[:count], *uniform[: min(2, count)])
+        for _, number in sorted({(record.plan.variant, record.number) for record in chosen}):
             self.finish(number)
 
     def run(self) -> SearchResult:
         """Do all of it and return the result."""
         try:
-            self.run_trials(self.context())
+            self.run_trials(self.contexts())
             self.finish_finalists()
         finally:
             timings = self.clock.table()
-            _write_json(self.study_dir / TIMINGS_FILE, timings)
+            write_json(self.study_dir / TIMINGS_FILE, timings)
         return summarise(self.study, self.study_dir, timings)
 
 
@@ -366,7 +334,7 @@ def compress_uniform(
     )
     inner = LayerSpec.parse(linear)
     outer = LayerSpec.parse(embedding) if embedding else DENSE
-    bench = Workbench(config)
-    specs = {"linear": inner, "embedding": outer, "head": outer, "subblock": DENSE}
+    bench = Workbench(config, progress)
+    specs = {"linear": inner, "embedding": outer, "head": outer, "subblock": DENSE, "cache": DENSE}
     plan = Plan({site.name: specs[site.kind] for site in bench.sketch.sites})
     return write_artefact(bench, plan, out, {"command": "compress"}, progress)

@@ -18,7 +18,7 @@ from autocomp.core.stats import Stats
 from autocomp.env import cache_dir
 from autocomp.models.device import bf16_products
 from autocomp.search.clock import Clock
-from autocomp.search.scores import LINEAR_SCORES, embedding_score, head_score
+from autocomp.search.scores import LINEAR_SCORES, embedding_score, head_score, output_score
 from autocomp.search.workbench import Workbench, method_version
 
 SCORE_VERSION = 1
@@ -97,17 +97,19 @@ def score_options(
     if cached is not None:
         progress.log(f"scores read from the cache ({path.name})")
         return cached
-    stream = bench.stream()
+    stream = bench.stream(lists)
     tokens = bench.calibration.input_ids.numel()
     progress.start("calibrate", bench.sketch.num_layers, "block")
     for _ in clock.each("calibrate", stream.forward()):
         progress.advance()
-    progress.finish(f"{tokens} tokens of {bench.corpus.name}")
+    progress.finish(f"{tokens} tokens of {bench.calibration.corpus}")
     options: dict[str, dict[str, float]] = {}
     drop: dict[str, float] = {}
+    caches: dict[str, dict[str, float]] = {}
     progress.start("compress and score", bench.sketch.num_layers, "block")
     for found in clock.each("calibrate", stream.backward()):
         drop |= found.drop
+        caches |= found.caches
         with clock.time("compress"):
             bench.compress_options(found.stats, lists)
         with clock.time("score"):
@@ -125,7 +127,7 @@ def score_options(
                     bench.compressed(site.name, spec)
             with clock.time("score"):
                 options[site.name] = _end_scores(bench, site, specs, end)
-    table = ScoreTable(options, drop)
+    table = ScoreTable(options | caches, drop)
     _write(path, table)
     return table
 
@@ -141,9 +143,13 @@ def _linear_scores(
     weight = bench.weight(name)
     scores = {}
     for spec in specs:
-        dense = bench.compressed(name, spec, stats).to_dense().to(weight.device)
+        compressed = bench.compressed(name, spec, stats).to(weight.device)
         with bf16_products(bench.dtype):  # a score is right to tens of percent at best
-            scores[spec.token()] = score(dense - weight, stats)
+            if spec.activation is not None:
+                value = output_score(stats, weight, compressed.operands())
+            else:
+                value = score(compressed.to_dense() - weight, stats)
+        scores[spec.token()] = value
     return scores
 
 

@@ -1,7 +1,8 @@
 """From a configuration to a priced problem: option lists, budgets and their knapsack."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -9,17 +10,21 @@ import numpy as np
 from optuna.distributions import IntDistribution
 
 from autocomp.config import StudyConfig
-from autocomp.core.errors import InfeasibleError
+from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.plan import Plan
-from autocomp.core.registry import SPACES, load_object
+from autocomp.core.registry import METHODS, SPACES, load_object
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.core.variant import BASE
 from autocomp.cost.bytes import fixed_bytes, site_bytes, weight_bytes
-from autocomp.cost.memory import attentions, cache_bytes, peak_memory_bytes
+from autocomp.cost.memory import cache_bytes, peak_memory_bytes, plan_cache_bytes
 from autocomp.models import sketch_of
-from autocomp.search.context import Space
+from autocomp.models.surgeon import Shapes
+from autocomp.search.context import KIND_OF_SLOT, Space
 from autocomp.search.knapsack import Bypass, Group, Problem, Solution, smallest
 from autocomp.search.scoring import ScoreTable
+
+logger = logging.getLogger(__name__)
 
 
 def format_bytes(size: float) -> str:
@@ -48,32 +53,54 @@ class Setup:
 
     Args:
         config: The study's configuration.
-        sketch: The model's architecture.
+        sketch: The architecture of the model, or of a variant of it.
         lists: Options by group name, smallest first.
+        variant: The variant's token.
+        kl_nats: KL of the uncompressed variant to the base, nats a token.
     """
 
     config: StudyConfig
     sketch: Sketch
     lists: Mapping[str, tuple[LayerSpec, ...]]
+    variant: str = BASE
+    kl_nats: float = 0.0
 
     @classmethod
-    def of(cls, config: StudyConfig) -> "Setup":
+    def of(
+        cls,
+        config: StudyConfig,
+        variant: str = BASE,
+        shapes: Shapes | None = None,
+        kl_nats: float = 0.0,
+    ) -> "Setup":
         """Read the architecture and build the option lists.
+
+        Args:
+            config: The study's configuration.
+            variant: The variant's token.
+            shapes: Shapes of its MLPs.
+            kl_nats: Its KL to the base, nats a token.
 
         Raises:
             ConfigError: If the model or an option is unknown.
+            ConfigError: If a cache option would store nothing of a window, and so cost nothing.
             PlanError: If an option does not fit a layer.
         """
-        sketch = sketch_of(config.model)
+        sketch = sketch_of(config.model, shapes)
         chosen = config.space
         lists = SPACES[chosen.name].candidates(
-            sketch, linear=chosen.linear, embedding=chosen.embedding, bypass=chosen.bypass
+            sketch,
+            linear=chosen.linear,
+            embedding=chosen.embedding,
+            bypass=chosen.bypass,
+            cache=chosen.cache if chosen.cache or config.budget.memory_only else (),
         )
-        return cls(config, sketch, lists)
+        lists = _shown_in(config.data.window, sketch, lists, given=bool(chosen.cache))
+        return cls(config, sketch, lists, variant, kl_nats)
 
     def with_lists(self, lists: Mapping[str, tuple[LayerSpec, ...]]) -> "Setup":
         """Return the same model and budget over other lists, such as those of a stored study."""
-        return Setup(self.config, self.sketch, lists)
+        return replace(self, lists=lists)
 
     @cached_property
     def space(self) -> IntegerSpace:
@@ -81,11 +108,20 @@ class Setup:
         space: IntegerSpace = load_object("autocomp.search_spaces._options:OptionSpace")(
             self.sketch, self.lists
         )
+        if variants := self.config.space.variants:
+            wrap = load_object("autocomp.search_spaces._variants:VariantSpace")
+            space = wrap(space, (BASE, *variants), self.variant)
         return space
+
+    @property
+    def name(self) -> str:
+        """The model, with its variant, for messages."""
+        model = self.config.model
+        return model if self.variant == BASE else f"{model} ({self.variant})"
 
     @cached_property
     def weight_groups(self) -> tuple[str, ...]:
-        """Names of the groups that hold weights, in model order."""
+        """Names of the groups that hold weights or a cache, in model order."""
         return tuple(
             group[0]
             for group in self.sketch.groups
@@ -100,16 +136,19 @@ class Setup:
     @cached_property
     def dense_plan(self) -> Plan:
         """The plan that changes nothing."""
-        return Plan({site.name: DENSE for site in self.sketch.sites})
+        return Plan({site.name: DENSE for site in self.sketch.sites}, variant=self.variant)
 
     @cached_property
     def memory_overhead(self) -> int:
-        """Peak memory beyond the weight file with every sub-block kept, bytes."""
+        """Peak memory beyond the weight file and the cache, bytes; the same for every plan."""
+        budget, plan = self.config.budget, self.dense_plan
+        peak = peak_memory_bytes(self.sketch, plan, context=budget.context, batch=budget.batch)
+        return peak - weight_bytes(self.sketch, plan) - self._caches(plan)
+
+    def _caches(self, plan: Plan) -> int:
+        """Return the bytes of a plan's keys and values at the budget's context and batch."""
         budget = self.config.budget
-        peak = peak_memory_bytes(
-            self.sketch, self.dense_plan, context=budget.context, batch=budget.batch
-        )
-        return peak - weight_bytes(self.sketch, self.dense_plan)
+        return plan_cache_bytes(self.sketch, plan, context=budget.context, batch=budget.batch)
 
     def costs(self, plan: Plan) -> dict[str, int]:
         """Return the exact costs of a plan in bytes, by name."""
@@ -148,42 +187,37 @@ class Setup:
         """Bytes of the smallest plan of the space."""
         return int(smallest(self.problem(None)).cost)
 
-    @property
-    def memory_only(self) -> bool:
-        """Whether peak memory is the only limit."""
-        return self.config.budget.max_bytes is None and self.config.budget.max_memory is not None
-
     @cached_property
     def budget(self) -> int:
         """The knapsack's budget in bytes of weights.
 
         Peak memory is weights plus the cache and the activations at a context. As the only limit
-        it becomes a weight budget in which a dropped attention gives back its cache; beside
-        ``max_bytes`` the smaller of the two applies. Every plan is checked against the exact
-        limits as well.
+        it becomes a budget of weights and caches together. Beside ``max_bytes`` it becomes a
+        weight budget with every cache at full precision, and the smaller of the two applies.
+        Every plan is checked against the exact limits as well.
         """
         budget = self.config.budget
         limits = [self.largest_bytes]
         if budget.max_bytes is not None:
             limits.append(budget.max_bytes)
         if budget.max_memory is not None:
-            limits.append(budget.max_memory - self.memory_overhead)
+            cache = 0 if budget.memory_only else self._caches(self.dense_plan)
+            limits.append(budget.max_memory - self.memory_overhead - cache)
         return min(limits)
 
     def spent(self, plan: Plan) -> int:
         """Return what a plan takes of :attr:`budget`, bytes."""
-        bytes_used = weight_bytes(self.sketch, plan)
-        if self.memory_only:
-            bytes_used -= sum(
-                self._cache_of(name) for name in self.droppable if plan[name] != DENSE
-            )
-        return bytes_used
+        cache = self._caches(plan) if self.config.budget.memory_only else 0
+        return weight_bytes(self.sketch, plan) + cache
 
-    def _cache_of(self, subblock: str) -> int:
-        if all(site.name != subblock for site in attentions(self.sketch)):
-            return 0
+    def _cost(self, site: str, spec: LayerSpec) -> int:
+        """Return an upper bound of what an option of one site takes of :attr:`budget`, bytes."""
         budget = self.config.budget
-        return cache_bytes(self.sketch, context=budget.context, batch=budget.batch)
+        if self.sketch[site].kind != "cache":
+            return site_bytes(self.sketch, site, spec)
+        if not budget.memory_only:
+            return 0
+        return cache_bytes(self.sketch, site, spec, context=budget.context, batch=budget.batch)
 
     def problem(self, scores: ScoreTable | None) -> Problem:
         """Return the knapsack; without scores every option costs the same KL, nothing."""
@@ -192,8 +226,7 @@ class Setup:
         groups = []
         for name in self.weight_groups:
             cost = [
-                sum(site_bytes(self.sketch, site, spec) for site in sites[name])
-                for spec in self.lists[name]
+                sum(self._cost(site, spec) for site in sites[name]) for spec in self.lists[name]
             ]
             score = np.zeros(len(cost))
             if scores is not None:
@@ -202,21 +235,17 @@ class Setup:
                     for spec in self.lists[name]
                 ]
             groups.append(Group(name, np.asarray(cost, dtype=np.int64), score))
-        bypasses, kept = [], 0
-        for name in self.droppable:
-            inside = site_bytes(self.sketch, name, DENSE)
-            kept += inside
-            members = tuple(index[site] for site in self.sketch[name].members)
-            saved = inside + (self._cache_of(name) if self.memory_only else 0)
-            lost = 0.0 if scores is None else scores.drop[name]
-            bypasses.append(Bypass(name, members, -saved, lost))
-        never = sum(
-            site_bytes(self.sketch, site.name, DENSE)
-            for site in self.sketch.subblocks()
-            if site.name not in self.lists
-        )
-        fixed = fixed_bytes(self.sketch) + kept + never
-        return Problem(tuple(groups), tuple(bypasses), fixed)
+        bypasses, fixed = [], fixed_bytes(self.sketch)
+        for subblock in self.sketch.subblocks():
+            name = subblock.name
+            undecided = [site for site in subblock.members if site not in index]
+            inside = sum(self._cost(site, DENSE) for site in (name, *undecided))
+            fixed += inside
+            if name in self.lists:
+                members = tuple(index[site] for site in subblock.members if site in index)
+                lost = 0.0 if scores is None else scores.drop[name]
+                bypasses.append(Bypass(name, members, -inside, lost))
+        return Problem(tuple(groups), tuple(bypasses), fixed, self.kl_nats)
 
     def plan_of(self, solution: Solution) -> Plan:
         """Return the plan of a knapsack solution."""
@@ -225,7 +254,19 @@ class Setup:
         return self.space.decode(params)
 
     def check_feasible(self) -> None:
-        """Refuse a budget below the smallest reachable size.
+        """Refuse a budget that cannot be reached, before any work.
+
+        How small a variant can be is known when it has been prepared, so with variants nothing is
+        refused yet.
+
+        Raises:
+            InfeasibleError: The message names the smallest reachable size.
+        """
+        if not self.config.space.variants:
+            self.check_reach()
+
+    def check_reach(self) -> None:
+        """Refuse a budget below the smallest reachable size of this variant.
 
         Raises:
             InfeasibleError: The message names that size.
@@ -233,28 +274,53 @@ class Setup:
         plan = self.plan_of(smallest(self.problem(None)))
         costs = self.costs(plan)
         for name, limit in self.limits.items():
-            if costs[name] > limit:
+            # The knapsack's bound lies a few bytes above the exact cost.
+            needed = max(costs[name], limit + self.smallest_bytes - self.budget)
+            if needed > limit:
                 option = "--max-bytes" if name == "weight_bytes" else "--max-memory"
                 raise InfeasibleError(
                     f"{option} {format_bytes(limit)} cannot be reached: the smallest plan of the "
-                    f"space {self.config.space.name!r} for {self.config.model} needs "
-                    f"{format_bytes(costs[name])} ({costs[name]} bytes). Raise the budget or add "
-                    "smaller options to the space."
+                    f"space {self.config.space.name!r} for {self.name} needs "
+                    f"{format_bytes(needed)} ({needed} bytes). Raise the budget or add smaller "
+                    "options to the space."
                 )
+
+
+def _shown_in(
+    window: int, sketch: Sketch, lists: Mapping[str, tuple[LayerSpec, ...]], given: bool
+) -> dict[str, tuple[LayerSpec, ...]]:
+    """Return the lists without cache options of which a window would not show what they lose.
+
+    Raises:
+        ConfigError: If such an option was given by the user.
+    """
+
+    def shown(spec: LayerSpec) -> bool:
+        return spec == DENSE or METHODS[spec.cache.method]().stored(spec.cache, window - 1) != (
+            0,
+            0,
+        )
+
+    found = dict(lists)
+    for site in sketch.caches():
+        options = found.get(site.name, ())
+        hidden = [spec.token() for spec in options if not shown(spec)]
+        if hidden and given:
+            raise ConfigError(
+                f"{hidden[0]} stores no token of a window of {window} in few bits, so that it "
+                "would seem to cost nothing. Raise data.window, or take it off space.cache."
+            )
+        if hidden:
+            logger.warning("%s: %s left out for a window of %d", site.name, hidden, window)
+            found[site.name] = tuple(filter(shown, options))
+    return found
 
 
 def family(plan: Plan) -> str:
     """Return which kinds of compression a plan uses beside plain quantization.
 
-    ``quantized``, or any of ``bypassed``, ``low-rank`` and ``sparse`` joined with ``+``.
+    ``quantized``, or its variant and any of the other names of ``KIND_OF_SLOT`` joined with ``+``.
     """
-    used = set()
-    for spec in plan.layers.values():
-        for name, part in (
-            ("bypassed", spec.structure),
-            ("low-rank", spec.factor),
-            ("sparse", spec.mask),
-        ):
-            if part is not None:
-                used.add(name)
-    return "+".join(sorted(used)) or "quantized"
+    used = {KIND_OF_SLOT[p.slot] for spec in plan.layers.values() for p in spec.filled()}
+    variant = [] if plan.variant == BASE else [plan.variant]
+    return "+".join(variant + sorted(used - {"quantized"})) or "quantized"

@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autocomp.core.errors import ConfigError
 from autocomp.core.spec import LayerSpec
+from autocomp.core.variant import BASE
 from autocomp.search.front import Front, FrontPoint
 from autocomp.search.lease import Lease
 from autocomp.search.records import (
@@ -38,6 +39,7 @@ from autocomp.search.records import (
     Measured,
     NewTrial,
     TrialRecord,
+    quality,
     to_record,
 )
 from autocomp.search.storage import existing_storage, open_storage, without_password
@@ -157,15 +159,16 @@ class Study:
                 "old ones back, or choose another --study-dir."
             )
 
-    def set_lists(self, lists: Mapping[str, Sequence[LayerSpec]]) -> None:
-        """Store the option lists, or extend the stored ones.
+    def set_lists(self, lists: Mapping[str, Sequence[LayerSpec]], variant: str = BASE) -> None:
+        """Store the option lists of a variant, or extend the stored ones.
 
         Raises:
             ConfigError: If a stored list would change otherwise than by appending, because the
                 integers of earlier trials would then mean something else.
         """
+        key = _lists_key(variant)
         wanted = {name: [spec.token() for spec in specs] for name, specs in lists.items()}
-        stored = self.optuna.user_attrs.get("lists", {})
+        stored = self.optuna.user_attrs.get(key, {})
         for name, tokens in stored.items():
             if wanted.get(name, [])[: len(tokens)] != tokens:
                 raise ConfigError(
@@ -174,15 +177,24 @@ class Study:
                     "same options first, or start another study."
                 )
         if wanted != stored:
-            self.optuna.set_user_attr("lists", wanted)
+            self.optuna.set_user_attr(key, wanted)
 
-    def get_lists(self) -> dict[str, tuple[LayerSpec, ...]]:
-        """Return the option lists; empty before they were set."""
-        stored = self.optuna.user_attrs.get("lists", {})
+    def get_lists(self, variant: str = BASE) -> dict[str, tuple[LayerSpec, ...]]:
+        """Return the option lists of a variant; empty before they were set."""
+        stored = self.optuna.user_attrs.get(_lists_key(variant), {})
         return {
             name: tuple(LayerSpec.parse(token) for token in tokens)
             for name, tokens in stored.items()
         }
+
+    def set_variant(self, token: str, record: Mapping[str, Any]) -> None:
+        """Store what is known of a prepared variant, JSON values."""
+        self.optuna.set_user_attr(f"variant:{token}", dict(record))
+
+    def get_variant(self, token: str) -> dict[str, Any] | None:
+        """Return what is known of a variant; ``None`` before it was prepared."""
+        found: dict[str, Any] | None = self.optuna.user_attrs.get(f"variant:{token}")
+        return found
 
     def next_logical(self) -> int:
         """Return the smallest logical index that no trial has claimed."""
@@ -255,24 +267,29 @@ class Study:
 
     def records(self) -> list[TrialRecord]:
         """Return all trials by logical index, one an index."""
-        finished = {
-            int(key.partition(":")[2]): FinishedRecord.from_json(value)
+        finished = sorted(self.finished(), key=quality, reverse=True)
+        best = {record.number: record for record in finished}
+        owners = _owners(self._trials())
+        return [to_record(owners[i], best.get(owners[i].number)) for i in sorted(owners)]
+
+    def finished(self, number: int | None = None) -> list[FinishedRecord]:
+        """Return all finished artefacts, or those of one trial: the plain one and trained ones."""
+        found = [
+            FinishedRecord.from_json(value)
             for key, value in self.optuna.user_attrs.items()
             if key.startswith("finished:")
-        }
-        owners = _owners(self._trials())
-        return [to_record(owners[i], finished.get(owners[i].number)) for i in sorted(owners)]
+        ]
+        return [record for record in found if number is None or record.number == number]
 
     def set_finished(self, record: FinishedRecord) -> None:
         """Store what a finished trial measured; a study attribute, for its trial is closed."""
-        self.optuna.set_user_attr(f"finished:{record.number}", record.to_json())
+        token = f":{record.recovery}" if record.recovery else ""
+        self.optuna.set_user_attr(f"finished:{record.number}{token}", record.to_json())
 
     def best_finished(self) -> FinishedRecord | None:
         """Return the finished trial within the limits that has the lowest held-out KL."""
         finished = [r.finished for r in self.records() if r.finished and r.within_limits]
-        if not finished:
-            return None
-        return min(finished, key=lambda f: (f.heldout_kl_nats, f.weight_bytes, f.number))
+        return min(finished, key=quality, default=None)
 
     def front(self) -> Front:
         """Return the front of what the search measured; the same trials as ``best_trials``."""
@@ -350,6 +367,11 @@ def _owners(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     for trial in sorted(trials, key=lambda trial: trial.number):
         owners.setdefault(trial.user_attrs["logical"], trial)
     return owners
+
+
+def _lists_key(variant: str) -> str:
+    """Return the study attribute that holds a variant's option lists."""
+    return "lists" if variant == BASE else f"lists:{variant}"
 
 
 def _differences(stored: Any, wanted: Any, path: str = "") -> list[str]:

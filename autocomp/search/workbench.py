@@ -9,26 +9,39 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
 from autocomp.calibrate.stream import CalibrationStream, EndStatistics
 from autocomp.calibrate.walker import BlockWalker
 from autocomp.config import StudyConfig
+from autocomp.core.progress import Progress, Silent
+from autocomp.core.recipe import CalibrationText
 from autocomp.core.registry import load_object
 from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
 from autocomp.core.stats import Stats
-from autocomp.data import Corpus, Split, Windows, load_corpus, windows
+from autocomp.core.variant import BASE
+from autocomp.data import (
+    Corpus,
+    Split,
+    Windows,
+    interleave,
+    load_corpus,
+    recipe_windows,
+    windows,
+)
 from autocomp.env import cache_dir
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
 from autocomp.evaluate.ladder import Ladder
-from autocomp.formats.base import CompressedWeight
+from autocomp.formats.base import CompressedWeight, Operands
 from autocomp.layers.apply import Candidate
 from autocomp.layers.store import LayerStore, StoreKey
 from autocomp.models import LoadedModel, load
 from autocomp.models.device import body_dtype, resolve_device
 from autocomp.models.structure import structure
+from autocomp.models.teacher import ModelTeacher
 from autocomp.models.weights import get_weight
 
 logger = logging.getLogger(__name__)
@@ -40,6 +53,7 @@ BATCH_TOKENS = 2048
 Options = Mapping[str, Sequence[LayerSpec]]
 
 compress = load_object("autocomp.methods.compose:compress")
+fit_input = load_object("autocomp.methods.compose:fit_input")
 needs = load_object("autocomp.methods.compose:needs")
 method_version = load_object("autocomp.methods.compose:version")
 layout = load_object("autocomp.methods.compose:layout")
@@ -55,23 +69,32 @@ class Workbench:
 
     Args:
         config: The study's configuration.
+        progress: Told when a data recipe writes text.
     """
 
-    def __init__(self, config: StudyConfig) -> None:
+    variant: str = BASE
+
+    def __init__(self, config: StudyConfig, progress: Progress | None = None) -> None:
         self.config = config
+        self.progress = progress or Silent()
         self.device = resolve_device(config.device)
         self.dtype = body_dtype(self.device)
-        self.loaded: LoadedModel = load(config.model)
-        self.sketch: Sketch = self.loaded.sketch
         self.seeds = SeedTree(config.seed)
-        # Loaded again, not cast: a cast would round the rotary frequencies to bf16 too.
-        self.model = load(config.model, device=str(self.device), dtype=self.dtype).model
-        self.layout = structure(self.model)
         self.batch_size = max(1, BATCH_TOKENS // config.data.window)
         self.pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_single_threaded)
         self.store = LayerStore(cache_dir() / "layers", max_bytes=config.store_bytes)
-        self.candidate = Candidate(self.model, self.sketch)
-        self._dense: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        # Loaded again, not cast: a cast would round the rotary frequencies to bf16 too.
+        body = load(config.model, device=str(self.device), dtype=self.dtype).model
+        self._hold(load(config.model), body)
+
+    def _hold(self, loaded: LoadedModel, body: PreTrainedModel) -> None:
+        """Take a model: its original weights, and the body that becomes the candidates."""
+        self.loaded = loaded
+        self.sketch: Sketch = loaded.sketch
+        self.model = body
+        self.layout = structure(body)
+        self.candidate = Candidate(body, self.sketch)
+        self._dense: OrderedDict[tuple[str, str], Operands] = OrderedDict()
         self._dense_bytes = 0
         self._block_stats: tuple[int, dict[str, Stats]] = (-1, {})
 
@@ -89,8 +112,24 @@ class Workbench:
 
     @cached_property
     def calibration(self) -> Windows:
-        """Calibration windows."""
-        return self.windows("calibration", self.config.data.calibration_tokens)
+        """Calibration windows: the corpus', those of a data recipe, or half of each."""
+        data, tokenizer = self.config.data, self.loaded.tokenizer
+        text = CalibrationText.parse(data.calibration)
+        if text.recipe is None:
+            return self.windows("calibration", data.calibration_tokens)
+        written = data.calibration_tokens // (2 * data.window if text.mixed else data.window)
+        found = recipe_windows(
+            text.recipe,
+            ModelTeacher(self.loaded, self.device, data.window),
+            tokenizer,
+            tokens=written * data.window,
+            seed=self.config.seed,
+            progress=self.progress,
+        )
+        if not text.mixed:
+            return found
+        rest = data.calibration_tokens - found.tokens
+        return interleave(self.windows("calibration", rest), found, tokenizer)
 
     @cached_property
     def stats_digest(self) -> str:
@@ -144,11 +183,20 @@ class Workbench:
         """Identifies the statistics of embedding and head, which depend on the drawn labels."""
         return f"{self.stats_digest}-{self.config.seed}"
 
-    def stream(self) -> CalibrationStream:
-        """Return the streamed calibration pass of the dense base."""
+    def stream(self, options: Options | None = None) -> CalibrationStream:
+        """Return the streamed calibration pass of the dense base.
+
+        Args:
+            options: Options by site; those of caches are scored in the pass.
+        """
         self.candidate.restore()
+        caches = {
+            name: specs
+            for name, specs in (options or {}).items()
+            if self.sketch[name].kind == "cache"
+        }
         return CalibrationStream(
-            self.walker(), self.sketch, self.seeds, self.stats_digest, SAMPLE_TOKENS
+            self.walker(), self.sketch, self.seeds, self.stats_digest, SAMPLE_TOKENS, caches
         )
 
     def end_statistics(self, stream: CalibrationStream | None = None) -> EndStatistics:
@@ -176,7 +224,7 @@ class Workbench:
         found = layout(spec, shape, self.sketch.dtype)
         return StoreKey(
             model_digest=self.loaded.digest,
-            variant="base",
+            variant=self.variant,
             site=site,
             token=spec.token(),
             stats_digest=self.stats_digest if inner else self.end_digest,
@@ -204,10 +252,28 @@ class Workbench:
         return found
 
     def compress(
-        self, site: str, spec: LayerSpec, stats: Stats | None
+        self,
+        site: str,
+        spec: LayerSpec,
+        stats: Stats | None,
+        step: Mapping[str, Tensor] | None = None,
     ) -> Future[CompressedWeight]:
-        """Compress a site on a worker thread, whatever the store holds."""
-        return self.pool.submit(compress, self.weight(site), spec, stats, self.sketch.dtype)
+        """Compress a site on a worker thread, whatever the store holds.
+
+        Args:
+            site: Site name.
+            spec: What to do.
+            stats: Statistics of its input.
+            step: Tensors of its input step; ``None`` fits them to this site.
+        """
+        return self.pool.submit(compress, self.weight(site), spec, stats, self.sketch.dtype, step)
+
+    def fit_input(self, specs: Mapping[str, LayerSpec], stats: Stats) -> dict[str, Tensor]:
+        """Return the tensors of one input step for sites, by name, that read the same input."""
+        weights = [self.weight(site) for site in specs]
+        job = self.pool.submit(fit_input, weights, list(specs.values()), stats)
+        found: dict[str, Tensor] = job.result()
+        return found
 
     def compress_options(self, stats: Mapping[str, Stats], lists: Options) -> None:
         """Fill the store with every option of some sites, in parallel.
@@ -240,26 +306,33 @@ class Workbench:
             for index, batches in walker.walk():
                 if index == block:
                     sites = block_sites(self.sketch, block)
-                    found = input_statistics(walker, batches, sites, digest=self.stats_digest)
+                    found = input_statistics(
+                        walker,
+                        batches,
+                        sites,
+                        digest=self.stats_digest,
+                        sample_tokens=SAMPLE_TOKENS,
+                    )
                     self._block_stats = (block, found)
                     break
             if state is not None:
-                self.candidate.apply(state, self.dense)
+                self.candidate.apply(state, self.operands)
         return self._block_stats[1][site]
 
-    def dense(self, site: str, spec: LayerSpec) -> Tensor:
-        """Return the decoded weight of a site in the compute dtype, (out, in), cached."""
+    def operands(self, site: str, spec: LayerSpec) -> Operands:
+        """Return what a site computes with, decoded to the compute dtype, (out, in), cached."""
         key = (site, spec.token())
         if key in self._dense:
             self._dense.move_to_end(key)
             return self._dense[key]
-        tensor = self.compressed(site, spec).to_dense().to(device=self.device, dtype=self.dtype)
-        self._dense[key] = tensor
-        self._dense_bytes += tensor.nbytes
+        weight, prepare = self.compressed(site, spec).to(self.device).operands()
+        found = Operands(weight.to(self.dtype), prepare)
+        self._dense[key] = found
+        self._dense_bytes += found.weight.nbytes
         while self._dense_bytes > DENSE_CACHE_BYTES:
             _, dropped = self._dense.popitem(last=False)
-            self._dense_bytes -= dropped.nbytes
-        return tensor
+            self._dense_bytes -= dropped.weight.nbytes
+        return found
 
     def head_token(self, layers: Mapping[str, LayerSpec]) -> str:
         """Return the spec token of the head's weight in a plan."""

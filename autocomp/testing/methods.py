@@ -1,38 +1,49 @@
-"""The contract that every registered method fulfils, as functions to call from any test runner.
+"""The contract of every method that compresses a site or changes its input.
 
-``tokens`` gives layer specs that use a method, alone and with the slots it goes together with;
-``site`` makes a weight with statistics from a seed; the ``check_…`` functions raise
-``AssertionError`` on a breach.
+``names`` lists the methods of some scopes; ``tokens`` gives layer specs that use a method, with
+the slots it goes together with; ``site`` makes a weight with statistics from a seed; the
+``check_…`` functions raise ``AssertionError`` on a breach. Suites of other scopes lie beside this
+one; ``check_described`` holds for all.
 """
 
+import dataclasses
 import hashlib
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Generator, Tensor
 
 from autocomp.core.errors import AutocompError, NumericalError, PlanError, UnsupportedError
+from autocomp.core.method import Method, Scope
 from autocomp.core.registry import METHODS, load_object
+from autocomp.core.sketch import SiteKind
 from autocomp.core.spec import FactorSpec, LayerSpec, MaskSpec, Spec, UniformSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight
 from autocomp.formats.io import file_nbytes, load, save
 
 SHAPE = (24, 32)
-KINDS = {"linear", "embedding", "head", "subblock"}
 
-# Options by spec class: valid on SHAPE; valid on one column; equal to the dense weight; from most
-# to least compressed; refused on SHAPE.
-_OPTIONS: dict[type, dict[str, tuple[str, ...]]] = {
+# Options by method or by spec class: valid on SHAPE; valid on one column; equal to the dense
+# weight; from most to least compressed; refused on SHAPE. The bare name where there is no entry.
+_OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     UniformSpec: {
-        "valid": ("-w4", "-w3g8", "-w8g16-sym", "-w2g32-mse", "-w5-sym-mse", "-w6g4"),
+        "valid": (
+            "-w4",
+            "-w3g8",
+            "-w8g16-sym",
+            "-w2g32-mse",
+            "-w5-sym-mse",
+            "-w6g4",
+            "-w3g8-clip",
+            "-w4-sym-clip",
+        ),
         "column": ("-w4", "-w3-sym"),
-        "identity": (),
         "ladder": ("-w2g8", "-w3g8", "-w4g8", "-w8g8"),
         "refused": ("-w4g5", "-w4g64"),
     },
@@ -48,30 +59,74 @@ _OPTIONS: dict[type, dict[str, tuple[str, ...]]] = {
         "column": ("-r1",),
         "identity": ("-r24",),
         "ladder": ("-r2", "-r8", "-r16"),
-        "refused": (),
+    },
+    "lorc": {
+        "valid": ("-r8", "-p20", "-r8-w8", "-p20-w4"),
+        "column": ("-r1", "-r1-w8"),
+        "identity": ("-r24",),
+        "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
+    },
+    "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
+    "rotation": {
+        "valid": ("-hadamard", "-orthogonal", "-hadamard-s7"),
+        "column": ("-hadamard", "-orthogonal"),
+    },
+    "absmax": {
+        "valid": ("-a8", "-a6", "-a4-tensor"),
+        "column": ("-a8", "-a8-tensor"),
+        "ladder": ("-a4", "-a6", "-a8"),
     },
 }
-_PARTNERS = {"mask": ("rtn-w4g8", "gptq-w4g8"), "factor": ("rtn-w4g8", "gptq-w3")}
+
+# What makes an option of a slot a whole layer spec, and what else it is tried with.
+_BASES = {"input": "{}+rtn-w4", "residual": "rtn-w3+{}", "activation": "rtn-w8-sym+{}"}
+_PARTNERS = {
+    "mask": ("{}+rtn-w4g8", "{}+gptq-w4g8"),
+    "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
+    "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),
+    "residual": ("gptq-w3g8+{}", "wanda-s50+{}", "wanda-2:4+rtn-w4+{}"),
+    "activation": ("svd-r8+rtn-w8+{}", "wanda-s50+gptq-w4+{}"),
+}
+
+
+def names(*scopes: Scope) -> list[str]:
+    """Return the registered methods of some scopes."""
+    return [name for name, method in METHODS.items() if method.scope in scopes]
 
 
 def options(name: str, kind: str) -> list[str]:
-    """Return tokens of a method alone; ``kind`` is a key of the table of options."""
+    """Return layer specs that use a method; ``kind`` is a key of the table of options."""
     spec = METHODS[name].spec
-    for base, table in _OPTIONS.items():
-        if issubclass(spec, base):
-            return [name + option for option in table[kind]]
-    return [name] if kind == "valid" else []
+    base = _BASES.get(spec.slot, "{}")
+    return [base.format(name + option) for option in _endings(name, kind)]
 
 
 def tokens(name: str) -> list[str]:
-    """Return tokens that use a method on a weight of ``SHAPE``, alone and with a quantizer."""
-    alone = options(name, "valid")
+    """Return layer specs that use a method on a weight of ``SHAPE``, with various partners."""
     partners = _PARTNERS.get(METHODS[name].spec.slot, ())
-    return alone + [f"{token}+{partner}" for token in alone for partner in partners]
+    return options(name, "valid") + [
+        partner.format(name + option) for option in _endings(name, "valid") for partner in partners
+    ]
+
+
+def _endings(name: str, kind: str) -> tuple[str, ...]:
+    """Return what follows a method's name in its options."""
+    spec = METHODS[name].spec
+    known = [
+        name,
+        *(base for base in _OPTIONS if isinstance(base, type) and issubclass(spec, base)),
+    ]
+    for key in known:
+        if key in _OPTIONS:
+            return _OPTIONS[key].get(kind, ())
+    return ("",) if kind in ("valid", "column") else ()
 
 
 def site(seed: int = 0, shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Stats]:
-    """Return a weight (out, in) fp32 and statistics of strongly correlated inputs."""
+    """Return a weight (out, in) fp32 and statistics of strongly correlated inputs.
+
+    The sample holds all the inputs that the other statistics are of.
+    """
     generator = Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
     width = shape[1]
@@ -84,8 +139,10 @@ def site(seed: int = 0, shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Stats]:
         tokens=len(inputs),
         hessian=hessian,
         norms=hessian.diagonal().sqrt(),
+        mean=inputs.mean(dim=0),
+        absmean=inputs.abs().mean(dim=0),
         absmax=inputs.abs().amax(dim=0),
-        sample=inputs[:8],
+        sample=inputs,
         digest=f"contract-{seed}",
     )
 
@@ -103,6 +160,15 @@ def output_error(weight: Tensor, compressed: Tensor, stats: Stats) -> float:
     return float((change @ stats.hessian.double() * change).sum())
 
 
+def sample_error(weight: Tensor, compressed: CompressedWeight, stats: Stats) -> float:
+    """Return ``E‖Δy‖²`` over the sample, the change of the input included."""
+    assert stats.sample is not None
+    operands, inputs = compressed.operands(), stats.sample
+    prepared = inputs if operands.prepare is None else operands.prepare(inputs)
+    change = prepared @ operands.weight.T - inputs @ weight.T
+    return float(change.double().square().sum(dim=1).mean())
+
+
 def digest(name: str) -> str:
     """Return a hash of everything that a method makes of one site."""
     found = hashlib.sha256()
@@ -115,20 +181,35 @@ def digest(name: str) -> str:
 
 
 def check_described(name: str) -> None:
-    """The method says what it is, what it needs and where it comes from."""
+    """The method says what it is, what it needs and where it comes from; of any scope."""
     method = METHODS[name]
+    assert isinstance(method(), Method)
+    assert method.scope in get_args(Scope)
     assert method.spec.method == name
+    assert method.spec.slot
+    assert dataclasses.is_dataclass(method.spec)
+    assert getattr(method.spec, "__dataclass_params__").frozen  # noqa: B009 (typed as absent)
     assert isinstance(method.version, int)
     assert method.version >= 1
     assert method.summary
     assert "\n" not in method.summary
     assert re.match(r"https://\S+$", method.reference)
     assert all(isinstance(need, Needs) for need in method.needs)
-    assert method.kinds
-    assert method.kinds <= KINDS
     assert "Reference:" in method.__doc__
     assert method.reference in method.__doc__
-    assert "(out, in)" in method.compress.__doc__
+
+
+def check_applies(name: str) -> None:
+    """The method says where it applies, in which formats, and with which shapes."""
+    method = METHODS[name]
+    assert method.kinds
+    assert method.kinds <= set(get_args(SiteKind))
+    if method.scope == "site":
+        assert "(out, in)" in method.compress.__doc__
+        specs = [method.spec.parse(name + ending) for ending in _endings(name, "valid")]
+        assert {method().layout(s, SHAPE, "float16").name for s in specs} == set(method.formats)
+    else:
+        assert re.search(r"\(in,\)|\(1,\)|nothing", method.fit.__doc__)
 
 
 def check_tokens(name: str) -> None:
@@ -169,7 +250,7 @@ def check_pure(name: str) -> None:
         again = compress(token, weight, stats, "float16")
         untouched, fresh = site()
         assert torch.equal(weight, untouched), token
-        for field in ("hessian", "norms", "absmax", "sample"):
+        for field in ("hessian", "norms", "mean", "absmean", "absmax", "sample"):
             assert torch.equal(getattr(stats, field), getattr(fresh, field)), (token, field)
         other = compress(token, untouched, fresh, "float16")
         for local, tensor in first.tensors.items():
@@ -177,15 +258,15 @@ def check_pure(name: str) -> None:
             assert torch.equal(tensor, other.tensors[local]), (token, local)
 
 
-def check_other_process(names: list[str]) -> None:
+def check_other_process(chosen: list[str]) -> None:
     """A fresh process with the same number of threads makes the same bytes."""
     code = (
         "import sys, torch; from autocomp.testing.methods import digest; "
         "torch.set_num_threads(int(sys.argv[1])); print(*map(digest, sys.argv[2:]))"
     )
-    command = [sys.executable, "-P", "-c", code, str(torch.get_num_threads()), *names]
+    command = [sys.executable, "-P", "-c", code, str(torch.get_num_threads()), *chosen]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert dict(zip(names, found, strict=True)) == {name: digest(name) for name in names}
+    assert dict(zip(chosen, found, strict=True)) == {name: digest(name) for name in chosen}
 
 
 def check_identity(name: str) -> None:
@@ -196,6 +277,18 @@ def check_identity(name: str) -> None:
         assert float((dense - weight).norm() / weight.norm()) < 2e-3, token
 
 
+def check_preserves(name: str) -> None:
+    """A change of the input is undone by the weight, in what is multiplied and when decoded."""
+    for ending in _endings(name, "valid"):
+        weight, stats = site()
+        compressed = compress(f"{name}{ending}+magnitude-4:4", weight, stats, "float32")
+        scale = float(weight.norm())
+        assert float((compressed.to_dense() - weight).norm()) < 1e-6 * scale, name + ending
+        assert stats.hessian is not None
+        outputs = float((weight @ stats.hessian * weight).sum())
+        assert sample_error(weight, compressed, stats) < 1e-10 * outputs, name + ending
+
+
 def check_monotone(name: str, seeds: int = 5) -> None:
     """More bits, weights or ranks mean less output error, on average over seeds."""
     errors = []
@@ -203,8 +296,8 @@ def check_monotone(name: str, seeds: int = 5) -> None:
         total = 0.0
         for seed in range(seeds):
             weight, stats = site(seed)
-            dense = compress(token, weight, stats, "float16").to_dense()
-            total += output_error(weight, dense, stats)
+            compressed = compress(token, weight, stats, "float16")
+            total += sample_error(weight, compressed, stats)
         errors.append(total)
     assert errors == sorted(errors, reverse=True), (options(name, "ladder"), errors)
 
@@ -249,9 +342,9 @@ def check_needs(name: str) -> None:
 
 def check_kinds(name: str) -> None:
     """Only the declared kinds of site are accepted."""
-    for kind in KINDS:
+    for kind in get_args(SiteKind):
         for token in options(name, "valid"):
-            shape = (0, 0) if kind == "subblock" else SHAPE
+            shape = (0, 0) if kind in ("subblock", "cache") else SHAPE
             arguments = (LayerSpec.parse(token), kind, shape)
             if kind in METHODS[name].kinds:
                 _compose("check")(*arguments)

@@ -45,6 +45,8 @@ def random_plan(sketch: Sketch, seed: int, *, bypass: float = 0.2) -> Plan:
     for site in sketch.sites:
         if site.kind == "subblock":
             token = "bypass" if random.random() < bypass else "dense"
+        elif site.kind == "cache":
+            token = "dense"
         else:
             tokens = LINEAR_TOKENS if site.kind == "linear" else TABLE_TOKENS
             token = tokens[random.integers(len(tokens))]

@@ -94,7 +94,7 @@ def random_assignment(space: Any, seed: int) -> dict[str, int]:
 def check_lists(sketch: Sketch, lists: Mapping[str, Sequence[LayerSpec]]) -> None:
     """Every weight group has distinct, fitting options, each readable from its token, by size."""
     named = {group[0]: group for group in sketch.groups}
-    weights = {name for name in named if sketch[name].kind != "subblock"}
+    weights = {name for name in named if sketch[name].kind not in ("subblock", "cache")}
     assert weights <= set(lists) <= set(named)
     for name, options in lists.items():
         assert options, name

@@ -52,7 +52,7 @@ class Gptq(UniformMethod):
         """
         layout = self.layout(spec, (weight.shape[0], weight.shape[1]))
         factor = ColumnFactor.shared(stats, True, "gptq", weight.shape[1])
-        grid = self.grid(weight, spec)
+        grid = self.grid(weight, spec, stats)
         codes = solve_columns(weight, factor, grid=grid).codes
         assert codes is not None
         return layout.pack(codes, grid.scale, grid.zero)

@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from autocomp.core.errors import PlanError
+from autocomp.core.method import Scope
 from autocomp.core.sketch import SiteKind
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight
@@ -43,6 +44,8 @@ class BypassSubblock:
         https://arxiv.org/abs/2406.15786
     """
 
+    scope: ClassVar[Scope] = "site"
+    formats: ClassVar[tuple[str, ...]] = ("bypass",)
     spec: ClassVar[type[BypassSpec]] = BypassSpec
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "leave an attention or MLP sub-block out"

@@ -14,15 +14,13 @@ from autocomp.data import load_corpus
 from autocomp.data import windows as windows_of
 from autocomp.methods.compose import compress
 from autocomp.models import LoadedModel, load, structure
+from autocomp.models.tiny import FAMILIES, tiny
 from autocomp.search.scores import embedding_score, head_score
-
-FAMILIES = ["tiny_llama_path", "tiny_gpt2_path"]
 
 
 @pytest.fixture(params=FAMILIES)
-def loaded(request: pytest.FixtureRequest) -> LoadedModel:
-    path: Path = request.getfixturevalue(request.param)
-    return load(str(path))
+def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedModel:
+    return load(str(tiny(request.param, tmp_path / request.param)))
 
 
 @pytest.fixture
@@ -115,6 +113,43 @@ def test_fisher_is_the_second_moment_of_the_loss_gradient(loaded, windows):
     assert stream.end.frequency.sum().item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma", "phi", "opt"])
+def test_embedding_fisher_is_the_gradient_at_a_row_of_the_table(family, tmp_path):
+    """Every token occurs once, so the table's own gradient has one occurrence a row."""
+    loaded = load(str(tiny(family, tmp_path / family)))
+    windows = torch.arange(3, 51).reshape(2, 24)
+    stream = CalibrationStream(walker(loaded, windows), loaded.sketch, SeedTree(0), "d", 100)
+    for _ in (*stream.forward(), *stream.backward()):
+        continue
+    generator = torch.Generator().manual_seed(SeedTree(0).child("labels").seed)
+    table = loaded.model.get_input_embeddings().weight.requires_grad_(True)
+    head = loaded.model.get_output_embeddings()
+    hidden = loaded.model.base_model(windows).last_hidden_state.flatten(0, 1)
+    logits = torch.nn.functional.linear(hidden, head.weight.detach(), head.bias)
+    labels = draw_labels(torch.softmax(logits.detach(), -1), generator)
+    torch.nn.functional.cross_entropy(logits, labels.squeeze(1), reduction="sum").backward()
+    rows = table.grad[windows.flatten()]
+    expected = rows.T @ rows / len(rows)
+    assert (stream.end.embedding_fisher - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_drop_score_counts_what_reaches_the_residual_stream(tmp_path):
+    """In front of a norm the length of an output is irrelevant: there gᵀy is zero."""
+    loaded = load(str(tiny("gemma3", tmp_path / "model")))
+    windows = torch.randint(3, 260, (5, 24), generator=torch.Generator().manual_seed(0))
+    walk = walker(loaded, windows)
+    stream = CalibrationStream(walk, loaded.sketch, SeedTree(0), "d", 100)
+    for _ in stream.forward():
+        continue
+    drop = {name: score for found in stream.backward() for name, score in found.drop.items()}
+    before = {name: walk.layout.get(name) for name in drop}
+    walk.outputs.update(before)
+    for _ in stream.forward():
+        continue
+    inside = {name: score for found in stream.backward() for name, score in found.drop.items()}
+    assert all(inside[name] < 1e-3 * drop[name] for name in drop)
+
+
 def test_inputs_survive_the_trip_to_disk(tmp_path):
     batches = [Batch(torch.randn(2, 3, 4), {}) for _ in range(3)]
     spill = InputSpill(memory_limit_bytes=0)
@@ -142,6 +177,7 @@ def test_end_statistics_survive_a_file_and_a_damaged_one_counts_as_absent(
     path = tmp_path / "end.safetensors"
     stream.end.save(path)
     again = EndStatistics.load(path)
+    assert again.head_bias is None
     assert torch.equal(again.head_hessian, stream.end.head_hessian)
     with torch.no_grad():
         hidden = loaded.model.base_model(windows).last_hidden_state.flatten(0, 1)

@@ -51,6 +51,21 @@ def test_compress(run, tmp_path, asked):
     assert json.loads(answer.out)["weight_bytes"] == 2_000_000
 
 
+def test_calibration_text(run, tmp_path, monkeypatch):
+    seen = []
+
+    def compress_uniform(config, **others):
+        seen.append((config.data.corpus, config.data.calibration))
+        others["out"].mkdir()
+
+    monkeypatch.setattr("autocomp.search.run.compress_uniform", compress_uniform)
+    for text in ("corpus", "mix:selfgen-t1"):
+        answer = run("compress", "tiny", "--calibration", text, "--out", tmp_path / text)
+        assert answer.code == 0
+    assert seen == [("pydoc", "corpus"), ("pydoc", "mix:selfgen-t1")]
+    assert run("compress", "tiny", "--calibration", "selfgn", "--out", tmp_path / "x").code == 2
+
+
 def test_dense_embedding(run, tmp_path, asked):
     answer = run("compress", "tiny", "--embedding", "dense", "--out", tmp_path / "q")
     assert asked[0][3] is None

@@ -17,8 +17,12 @@ def test_every_kind_lists_names_with_a_summary(run, kind):
 
 def test_methods_are_the_registry(run):
     rows = json.loads(run("ls", "methods", "--json").out)
-    assert [row["name"] for row in rows] == list(METHODS)
+    assert sorted(row["name"] for row in rows) == sorted(METHODS)
     assert all(row["reference"].startswith("https://") for row in rows)
+    told = {"kind", "slot", "needs", "formats", "targets", "paper"}
+    assert all(told <= row.keys() for row in rows)
+    (gptq,) = (row for row in rows if row["name"] == "gptq")
+    assert (gptq["kind"], gptq["slot"], gptq["formats"]) == ("site", "quantizer", "uniform")
 
 
 def test_table(run):

@@ -126,3 +126,23 @@ def test_compress_without_a_search(trained_llama_path, tmp_path, capsys):
     )  # fmt: skip
     assert code == 0, err
     assert (tmp_path / "q8" / "model.safetensors").is_file()
+
+
+def test_recover_then_export_takes_the_trained_model(study, tmp_path, capsys):
+    code, out, err = autocomp(
+        capsys, "recover", str(study), "--best", "--method", "lora-r2-20-b2", "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    before, after = found["before"], found["after"]
+    assert after["heldout_kl_nats"] < before["heldout_kl_nats"]
+    assert after["weight_bytes"] == before["weight_bytes"]
+    code, out, _ = autocomp(capsys, "front", str(study))
+    assert code == 0
+    assert "lora-r2-20-b2" in out
+    code, out, err = autocomp(
+        capsys, "export", str(study), "--trial", str(found["trial"]), "--out", str(tmp_path / "x")
+    )
+    assert code == 0, err
+    assert "trained by lora-r2-20-b2" in out
+    assert json.loads((tmp_path / "x" / "plan.json").read_text())["recovery"] == "lora-r2-20-b2"

@@ -40,7 +40,7 @@ def test_every_option_reaches_the_configuration():
     config = study_config(
         Source(model="m", seed=4, device="cpu", assign=["search.finalists=5"]),
         Budget(max_bytes="80MiB", max_memory="1GB", context=8192, batch=2),
-        Space(space="bits", target="native", data="ptb"),
+        Space(space="bits", target="native", data="ptb", calibration="selfgen-t1"),
         Length(trials=9, timeout="30m", finalists=2),
     )
     assert (config.model, config.seed, config.device) == ("m", 4, "cpu")
@@ -49,6 +49,7 @@ def test_every_option_reaches_the_configuration():
         10**9, 8192, 2,
     )  # fmt: skip
     assert (config.space.name, config.data.corpus) == ("bits", "ptb")
+    assert config.data.calibration == "selfgen-t1"
     assert (config.search.trials, config.search.timeout_s) == (9, 1800)
     assert config.search.finalists == 5
 

@@ -18,9 +18,12 @@ def examples(request):
     [
         contract.check_layout,
         contract.check_decoding,
+        contract.check_operands,
         contract.check_description,
         contract.check_damage,
         contract.check_fake_quant,
+        contract.check_store,
+        contract.check_grid_leaf,
     ],
 )
 def test_contract(examples, check):

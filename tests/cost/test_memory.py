@@ -4,9 +4,8 @@ import pytest
 
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
-from autocomp.core.spec import LayerSpec
+from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost import activation_bytes, cache_bytes, native_infos, peak_memory_bytes
-from autocomp.cost.memory import attentions
 from autocomp.testing.plans import random_plan
 
 BYPASS = LayerSpec.parse("bypass")
@@ -16,7 +15,9 @@ Make = Callable[[str], Sketch]
 def test_values_by_hand(sketch_of_family: Make) -> None:
     sketch = sketch_of_family("llama")
     assert (sketch.num_kv_heads, sketch.head_dim, sketch.num_layers) == (2, 16, 2)
-    assert cache_bytes(sketch, context=100, batch=3) == 2 * 3 * 100 * 2 * 16 * 2
+    cache = next(sketch.caches())
+    found = cache_bytes(sketch, cache.name, DENSE, context=100, batch=3)
+    assert found == 2 * 3 * 100 * 2 * 16 * 2
     # the widest input: 64 -> gate 128 + up 128, beside the residual stream of 64
     stream = 3 * 100 * (64 + 64 + 128 + 128) * 2
     assert activation_bytes(sketch, context=100, batch=3) == stream + 3 * sketch.vocab_size * 4
@@ -26,21 +27,24 @@ def test_is_weights_plus_cache_plus_activations(tiny_sketch: Sketch) -> None:
     plan = random_plan(tiny_sketch, 3, bypass=0.0)
     weights = sum(info.nbytes for info in native_infos(tiny_sketch, plan).values())
     found = peak_memory_bytes(tiny_sketch, plan, context=64, batch=2)
-    cache = tiny_sketch.num_layers * cache_bytes(tiny_sketch, context=64, batch=2)
+    cache = sum(
+        cache_bytes(tiny_sketch, site.name, DENSE, context=64, batch=2)
+        for site in tiny_sketch.caches()
+    )
     assert found == weights + cache + activation_bytes(tiny_sketch, context=64, batch=2)
 
 
 def test_a_bypassed_attention_holds_no_cache(tiny_sketch: Sketch) -> None:
-    first, *_ = attentions(tiny_sketch)
-    assert len(attentions(tiny_sketch)) == tiny_sketch.num_layers
-    assert all("attn" in site.role for site in attentions(tiny_sketch))
+    caches = list(tiny_sketch.caches())
+    assert len(caches) == tiny_sketch.num_layers
+    attention = tiny_sketch[tiny_sketch.owner[caches[0].name]]
     mlp = next(site for site in tiny_sketch.subblocks() if "mlp" in site.role)
 
     def memory(plan: Plan, context: int) -> int:
         return peak_memory_bytes(tiny_sketch, plan, context=context, batch=1)
 
-    one = cache_bytes(tiny_sketch, context=900, batch=1)
-    for site, saved in ((first, one), (mlp, 0)):
+    one = cache_bytes(tiny_sketch, caches[0].name, DENSE, context=900, batch=1)
+    for site, saved in ((attention, one), (mlp, 0)):
         plan = Plan({site.name: BYPASS})
         long = memory(Plan({}), 1000) - memory(plan, 1000)
         short = memory(Plan({}), 100) - memory(plan, 100)
@@ -53,6 +57,20 @@ def test_monotone_in_context_and_batch(sketch_of_family: Make, context: int, bat
     base = peak_memory_bytes(sketch, Plan({}), context=context, batch=batch)
     assert base < peak_memory_bytes(sketch, Plan({}), context=context + 1, batch=batch)
     assert base < peak_memory_bytes(sketch, Plan({}), context=context, batch=batch + 1)
-    assert base < peak_memory_bytes(
-        sketch, Plan({}), context=context, batch=batch, cache_dtype_bytes=4
-    )
+
+
+def test_a_compressed_cache_counts_what_its_method_stores(tiny_sketch: Sketch) -> None:
+    context, batch = 1000, 3
+    spec = LayerSpec.parse("kivi-k2v2")
+    first, *_ = tiny_sketch.caches()
+    full = cache_bytes(tiny_sketch, first.name, DENSE, context=context, batch=batch)
+    found = cache_bytes(tiny_sketch, first.name, spec, context=context, batch=batch)
+    group = max(size for size in range(1, 33) if tiny_sketch.head_dim % size == 0)
+    stored = 896 * (2 + 32 / 32) + 872 * (2 + 32 / group)  # bits of the keys, and of the values
+    latest = (104 + 128) * 16
+    assert found == batch * tiny_sketch.num_kv_heads * tiny_sketch.head_dim * (stored + latest) / 8
+    plan = Plan({first.name: spec})
+    saved = peak_memory_bytes(
+        tiny_sketch, Plan({}), context=context, batch=batch
+    ) - peak_memory_bytes(tiny_sketch, plan, context=context, batch=batch)
+    assert saved == full - found

@@ -7,6 +7,7 @@ import torch
 
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
 from autocomp.models import load
+from autocomp.models.tiny import FAMILIES, tiny
 
 
 def direct(base, candidate, window):
@@ -19,10 +20,10 @@ def direct(base, candidate, window):
     return kl, nll
 
 
-@pytest.mark.parametrize("family", ["tiny_llama_path", "tiny_gpt2_path"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("change_head", [False, True])
-def test_exact_kl_and_cross_entropy(request, family, change_head):
-    base = load(str(request.getfixturevalue(family))).model
+def test_exact_kl_and_cross_entropy(tmp_path, family, change_head):
+    base = load(str(tiny(family, tmp_path / family))).model
     windows = torch.randint(3, 260, (3, 40), generator=torch.Generator().manual_seed(1))
     candidate = copy.deepcopy(base)
     generator = torch.Generator().manual_seed(2)
@@ -64,3 +65,26 @@ def test_windows_may_be_measured_in_any_portion(tiny_llama_path):
         for value in meter.measure(candidate, part, head_token="dense").kl_nats
     ]
     assert parts == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_backward_adds_the_gradient_of_the_mean_kl(tmp_path, family):
+    base = load(str(tiny(family, tmp_path / family))).model
+    windows = torch.randint(3, 260, (3, 40), generator=torch.Generator().manual_seed(1))
+    candidate = copy.deepcopy(base)
+    weights = [p for name, p in candidate.named_parameters() if "mlp" in name and p.dim() == 2]
+    with torch.no_grad():
+        for weight in weights:
+            weight *= 0.8
+    for weight in weights:
+        weight.requires_grad_(True)
+    with torch.no_grad():
+        log_p = torch.log_softmax(base(windows[:2]).logits[:, :-1].double(), -1)
+    log_q = torch.log_softmax(candidate(windows[:2]).logits[:, :-1].double(), -1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    gradients = torch.autograd.grad(expected, weights)
+    meter = DivergenceMeter(BaseReference(base, windows))
+    found = meter.backward(candidate, [0, 1], "dense")
+    assert found == pytest.approx(expected.item(), rel=1e-3)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        assert torch.allclose(weight.grad, gradient, atol=1e-3 * float(gradient.abs().max()))

@@ -6,7 +6,6 @@ from autocomp.core.sketch import TensorInfo
 from autocomp.formats.base import (
     CompressedWeight,
     format_from_json,
-    straight_through,
     tensor_info,
     torch_dtype,
 )
@@ -31,15 +30,6 @@ def test_unknown_dtype():
 def test_empty_weight_is_refused(shape):
     with pytest.raises(PlanError, match="at least"):
         Dense(shape, "float16")
-
-
-def test_straight_through_gradient_follows_the_mask():
-    weight = torch.tensor([[0.4, 1.6, 2.2]], requires_grad=True)
-    keep = torch.tensor([[True, False, True]])
-    out = straight_through(weight, weight.round() * keep, keep)
-    assert out.tolist() == [[0.0, 0.0, 2.0]]
-    (out * torch.tensor([[3.0, 5.0, 7.0]])).sum().backward()
-    assert weight.grad.tolist() == [[3.0, 0.0, 7.0]]
 
 
 def test_check_names_the_difference():

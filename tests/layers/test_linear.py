@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from autocomp.core.registry import load_object
 from autocomp.core.spec import LayerSpec
@@ -39,12 +41,26 @@ def test_linear_is_the_dense_product(token: str, bias: bool) -> None:
 @pytest.mark.parametrize("token", ["dense", "rtn-w3g32"])
 def test_embedding_and_tied_head(token: str) -> None:
     packed = weight(token)
-    module = site_embedding(packed, torch.float32)
+    module = site_embedding(packed, nn.Embedding(48, 64, device="meta"), torch.float32)
     tokens = torch.tensor([[0, 47, 3]])
     assert torch.equal(module(tokens), packed.to_dense()[tokens])
     head = TiedHead(module)
     assert torch.equal(head(INPUTS), INPUTS @ packed.to_dense().T)
     assert not head.state_dict()
+    biased = TiedHead(module, nn.Parameter(torch.arange(48.0)))
+    torch.testing.assert_close(biased(INPUTS), head(INPUTS) + torch.arange(48))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("token", ["dense", "rtn-w3g32"])
+def test_scaled_embedding_rounds_as_the_original(token: str, dtype: torch.dtype) -> None:
+    packed = weight(token)
+    original = Gemma3TextScaledWordEmbedding(48, 64, None, embed_scale=300**0.5)
+    original.weight.data.copy_(packed.to_dense())
+    tokens = torch.arange(48)
+    expected = original.to(dtype)(tokens)
+    module = site_embedding(packed, original, dtype)
+    assert torch.equal(module(tokens), expected)
 
 
 def test_casts_change_the_compute_dtype_only() -> None:

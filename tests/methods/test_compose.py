@@ -1,12 +1,16 @@
+from itertools import combinations
+
 import pytest
 import torch
 
 from autocomp.core.errors import NumericalError, PlanError, UnsupportedError
-from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.core.spec import DENSE, SLOTS, LayerSpec
 from autocomp.core.stats import Needs, Stats
-from autocomp.methods import compose
+from autocomp.formats.base import CompressedWeight, format_from_json
+from autocomp.formats.io import load, save
+from autocomp.methods import _joint, compose
 from autocomp.methods.pruning.wanda import Wanda, WandaSpec
-from autocomp.testing.methods import compress, output_error, site
+from autocomp.testing.methods import compress, output_error, sample_error, site
 
 
 def error(token, seeds=5):
@@ -106,7 +110,7 @@ def test_adaptive_pattern_keeps_the_natural_order():
     [(None, 24, None), (64, 128, 64), (64, 96, 48), (64, 24, 24), (64, 208, 52), (16, 17, 1)],
 )
 def test_group_of_a_factor_is_the_largest_divisor(group_size, inputs, expected):
-    assert compose.factor_group(group_size, inputs) == expected
+    assert _joint.factor_group(group_size, inputs) == expected
 
 
 def test_rounded_factors_approach_the_factors():
@@ -142,3 +146,88 @@ def test_stats_need_only_what_is_asked_for():
 def test_left_factor_is_refitted_to_the_outputs():
     """With H at hand even the plain SVD's left factor is fitted to it: better than unrounded."""
     assert error("svd-r8+gptq-w8") < 0.6 * error("svd-r8")
+
+
+MEMBERS = {
+    "structure": "bypass",
+    "input": "smoothquant",
+    "factor": "wsvd-r8",
+    "mask": "wanda-s50",
+    "quantizer": "gptq-w4g8",
+    "residual": "lorc-r4",
+    "activation": "absmax-a8-tensor",
+    "cache": "kivi-k4v4",
+}
+SETS = [chosen for size in range(1, 9) for chosen in combinations(MEMBERS, size)]
+
+
+def says_legal(slots):
+    """Return whether the two tables allow a set of slots."""
+    pairs = all(frozenset(pair) in compose.TOGETHER for pair in combinations(slots, 2))
+    return pairs and all(
+        set(needed) & set(slots) for slot, needed in compose.REQUIRES.items() if slot in slots
+    )
+
+
+def test_tables_name_slots_and_every_slot_has_a_member():
+    assert tuple(MEMBERS) == SLOTS
+    assert set().union(*compose.TOGETHER) | set(compose.REQUIRES) <= set(SLOTS)
+    assert all(len(pair) == 2 for pair in compose.TOGETHER)
+
+
+def spec_of(slots):
+    """Return a layer spec that fills these slots."""
+    return LayerSpec.parse("+".join(MEMBERS[slot] for slot in slots))
+
+
+LEGAL = [slots for slots in SETS if says_legal(slots)]
+
+
+def test_sets_that_the_tables_do_not_allow_are_refused():
+    weight, stats = site()
+    for slots in set(SETS) - set(LEGAL):
+        for call in (compose.check_slots, lambda s: compose.compress(weight, s, stats, "float16")):
+            with pytest.raises(UnsupportedError, match=r"do not go together|needs one of"):
+                call(spec_of(slots))
+
+
+@pytest.mark.parametrize("slots", [s for s in LEGAL if s != ("cache",)], ids="+".join)
+def test_sets_that_the_tables_allow_compress_and_come_back(slots, tmp_path):
+    spec, (weight, stats) = spec_of(slots), site()
+    compose.check_slots(spec)
+    packed = compose.compress(weight, spec, stats, "float16")
+    packed.check()
+    layout = compose.layout(spec, (24, 32), "float16")
+    assert packed.layout == layout
+    save(tmp_path / "weight", packed.tensors, layout.to_json())
+    tensors, description = load(tmp_path / "weight")
+    restored = CompressedWeight(format_from_json(description), tensors)
+    restored.check()
+    assert torch.equal(restored.to_dense(), packed.to_dense())
+    assert sample_error(weight, restored, stats) == sample_error(weight, packed, stats)
+
+
+def test_what_is_legal_is_what_makes_sense():
+    legal = {"+".join(slots) for slots in LEGAL}
+    assert {"quantizer", "input+quantizer+activation", "mask+quantizer+residual"} <= legal
+    assert "input+mask+quantizer+residual+activation" in legal
+    assert not {"input", "residual", "activation", "mask+activation", "factor+mask"} & legal
+    assert not {slots for slots in legal if {"structure", "cache"} & set(slots.split("+"))} - {
+        "structure",
+        "cache",
+    }
+
+
+def test_folded_step_stores_nothing_and_is_no_option():
+    folded = LayerSpec.parse("smoothquant-folded+rtn-w4g8")
+    plain = compose.layout(LayerSpec.parse("rtn-w4g8"), (24, 32), "float16")
+    assert compose.layout(folded, (24, 32), "float16") == plain
+    weight, stats = site()
+    with pytest.raises(UnsupportedError, match="folded"):
+        compose.compress(weight, folded, stats, "float16")
+
+
+def test_statistics_of_another_input_are_refused():
+    weight, stats = site()
+    with pytest.raises(PlanError, match="'hessian' has 32 inputs, the weight 16"):
+        compose.compress(weight[:, :16], LayerSpec.parse("rtn-w4"), stats, "float16")

@@ -49,7 +49,7 @@ def test_bfloat16_checkpoint_is_stored_in_bfloat16(copy: Path) -> None:
 
 def test_sketch_reads_no_weights(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    assert len(sketch_of(str(copy)).sites) == 1 + 2 * 9
+    assert len(sketch_of(str(copy)).sites) == 1 + 2 * 10
     with pytest.raises(ConfigError, match="cannot load"):
         load(str(copy))
 

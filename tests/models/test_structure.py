@@ -6,16 +6,18 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    CohereConfig,
+    Gemma2Config,
     LlamaConfig,
     MixtralConfig,
-    Phi3Config,
+    OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from autocomp.core.errors import UnsupportedError
 from autocomp.core.sketch import Sketch
-from autocomp.models import build_sketch, groups, load, structure
+from autocomp.models import build_sketch, groups, load, sketch_of, structure
 from autocomp.models.tiny import FAMILIES, tiny
 
 SMALL = {
@@ -74,10 +76,25 @@ def test_structure_leads_to_the_logits(family: Path) -> None:
     outputs: list[torch.Tensor] = []
     parts.final_norm.register_forward_hook(lambda module, args, output: outputs.append(output))
     logits = model(torch.arange(10, 30)[None]).logits
-    torch.testing.assert_close(outputs[0] @ parts.head_weight().T, logits)
+    bias = parts.head_bias()
+    found = outputs[0] @ parts.head_weight().T + (0 if bias is None else bias)
+    torch.testing.assert_close(found, logits)
     assert len(parts.blocks) == 2
-    assert parts.get(parts.attention_name(1)) in list(parts.blocks[1].children())
-    assert parts.get(parts.mlp_name(0)) in list(parts.blocks[0].children())
+    for name in (parts.attention_name(1), *parts.linears(parts.mlp_name(1))):
+        assert parts.get(name) in list(parts.blocks[1].modules())
+
+
+def test_nothing_but_the_last_linears_write_to_the_residual_stream(family: Path) -> None:
+    model = load(str(family)).model
+    parts = structure(model)
+    for name in (parts.attention_name(0), parts.mlp_name(0)):
+        for parameter in parts.get(parts.linears(name)[-1]).parameters():
+            parameter.zero_()
+    seen: list[torch.Tensor] = []
+    parts.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    parts.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(torch.arange(10, 30)[None])
+    assert torch.equal(*seen)
 
 
 def test_groups_cover_every_site_once(family: Path) -> None:
@@ -88,13 +105,14 @@ def test_groups_cover_every_site_once(family: Path) -> None:
 
 def test_llama_sites(tiny_llama_path: Path) -> None:
     sketch = load(str(tiny_llama_path)).sketch
-    assert [site.name for site in sketch.sites][:10] == [
+    assert [site.name for site in sketch.sites][:11] == [
         "model.embed_tokens",
         "model.layers.0.self_attn",
         "model.layers.0.self_attn.q_proj",
         "model.layers.0.self_attn.k_proj",
         "model.layers.0.self_attn.v_proj",
         "model.layers.0.self_attn.o_proj",
+        "model.layers.0.self_attn.cache",
         "model.layers.0.mlp",
         "model.layers.0.mlp.gate_proj",
         "model.layers.0.mlp.up_proj",
@@ -135,6 +153,40 @@ def test_gpt2_conv1d_is_seen_out_by_in(tiny_gpt2_path: Path) -> None:
     assert "transformer.wpe.weight" in sketch.rest
 
 
+def test_opt_has_an_mlp_of_the_linears_in_its_block(tmp_path: Path) -> None:
+    sketch = sketch_of(str(tiny("opt", tmp_path / "model")))
+    block = "model.decoder.layers.1"
+    assert sketch[f"{block}.mlp"].members == (f"{block}.fc1", f"{block}.fc2")
+    assert sketch[f"{block}.fc1"].reads == f"{block}.mlp.in"
+    assert sketch.owner[f"{block}.fc2"] == f"{block}.mlp"
+
+
+def test_a_shared_norm_is_one_input_and_two_fused_groups(tmp_path: Path) -> None:
+    sketch = sketch_of(str(tiny("phi", tmp_path / "model")))
+    block = "model.layers.0"
+    attention = tuple(f"{block}.self_attn.{role}_proj" for role in "qkv")
+    assert {sketch[name].reads for name in (*attention, f"{block}.mlp.fc1")} == {
+        f"{block}.self_attn.in"
+    }
+    fused = groups(sketch, fused=True)
+    assert attention in fused
+    assert (f"{block}.mlp.fc1",) in fused
+
+
+def test_fused_linears_read_and_the_first_defined_one_writes(tmp_path: Path) -> None:
+    sketch = sketch_of(str(tiny("phi3", tmp_path / "model")))
+    attention, cache, mlp = (
+        sketch[f"model.layers.0.{name}"] for name in ("self_attn", "self_attn.cache", "mlp")
+    )
+    assert attention.members == (
+        "model.layers.0.self_attn.qkv_proj",
+        "model.layers.0.self_attn.o_proj",
+        cache.name,
+    )
+    assert [sketch[name].shape for name in mlp.members] == [(256, 64), (64, 128)]
+    assert sketch.intermediate_size == 128
+
+
 def test_untied_head_is_a_site() -> None:
     model = on_meta(LlamaConfig(**SMALL, tie_word_embeddings=False))
     sketch = build_sketch(model, "x", dtype="bfloat16")
@@ -148,8 +200,10 @@ def test_untied_head_is_a_site() -> None:
     ("config", "why"),
     [
         (MixtralConfig(**SMALL, num_local_experts=2), "expert"),
-        (Phi3Config(**SMALL), "residual stream"),
-        (BertConfig(**SMALL, is_decoder=True), "0 lists of 2 blocks"),
+        (BertConfig(**SMALL, is_decoder=True), "0 attention and 3 MLP modules"),
+        (Gemma2Config(**SMALL, head_dim=8), "final_logit_softcapping"),
+        (CohereConfig(**SMALL), "logit_scale"),
+        (OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=8), "projected"),
     ],
 )
 def test_other_structures_are_refused(config: PretrainedConfig, why: str) -> None:

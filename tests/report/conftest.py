@@ -13,6 +13,7 @@ class FakeFinished:
     heldout_se: float
     perplexity: float
     weight_bytes: int
+    recovery: str = ""
 
 
 @dataclass

@@ -36,7 +36,7 @@ def test_rank_correlation_needs_three_finished(info, empty):
 
 def test_rank_correlation_sees_a_reversal():
     class Done:
-        heldout_se, perplexity, weight_bytes = 0.0, 1.0, 1
+        heldout_se, perplexity, weight_bytes, recovery = 0.0, 1.0, 1, ""
 
         def __init__(self, kl):
             self.heldout_kl_nats = kl

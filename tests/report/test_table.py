@@ -1,6 +1,7 @@
 """Tables as text."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -34,6 +35,16 @@ def test_front_table_has_searched_and_finished_columns(info):
     assert "best uniform" in uniform
     assert "corpus pydoc" in text
     assert "window 512" in text
+
+
+def test_a_trained_plan_says_so(info):
+    points = tuple(
+        replace(point, recovery="lora-r8-300") if point.trial == info.best else point
+        for point in info.points
+    )
+    text = text_of(render_table(replace(info, points=points)))
+    row = next(line for line in text.splitlines() if "knapsack" in line)
+    assert "best, lora-r8-300" in row
 
 
 def test_an_empty_front_is_a_table_without_rows(empty):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -126,8 +128,44 @@ def test_inert_choices_do_not_count():
     assert row.sum() == pytest.approx(problem.solution(choice, dropped).score)
 
 
+def test_the_kl_before_compression_is_a_constant_term():
+    """Plans whose corrected scores are small measure that constant, not a factor of it."""
+    problem, effects = make()
+    fixed = replace(problem, fixed_score=0.5)
+    effects = replace(effects, problem=fixed)
+    choice = np.full(12, 2)
+    plan = fixed.solution(choice, np.zeros(1, dtype=bool))
+    assert plan.score == pytest.approx(
+        0.5 + problem.solution(choice, np.zeros(1, dtype=bool)).score
+    )
+    rest = plan.score - 0.5
+    assert fit(effects, []).predict(plan) == pytest.approx(0.5 + prior_factor("w4") * rest)
+    measured = Evidence(choice, np.zeros(1, dtype=bool), 0.5 + 5 * rest)
+    assert fit(effects, [measured]).predict(plan) == pytest.approx(0.5 + 5 * rest, rel=0.02)
+    assert fit(effects, []).apply().fixed_score == 0.5
+
+
+def test_a_correction_moves_the_priors_of_another_variant():
+    problem, effects = make()
+    plans = [
+        Evidence(np.full(12, i), np.zeros(1, bool), float(9 * problem.score[:, i].sum()))
+        for i in range(3)
+    ]
+    learned = fit(effects, plans)
+    informed = effects.informed_by(learned)
+    plan = problem.solution(np.full(12, 1), np.zeros(1, dtype=bool))
+    assert fit(informed, []).predict(plan) == pytest.approx(learned.predict(plan), rel=0.05)
+    np.testing.assert_array_equal(informed.spread, effects.spread)
+    again = effects.informed_by(fit(effects, []))
+    np.testing.assert_array_equal(again.log_prior, effects.log_prior)
+
+
 class _Quantizer:
     bits = 4
+
+
+class _Activation:
+    bits = 8
 
 
 @pytest.mark.parametrize(
@@ -138,6 +176,10 @@ class _Quantizer:
         (LayerSpec(quantizer=_Quantizer()), "embedding", "embedding-w4"),
         (LayerSpec(quantizer=_Quantizer(), mask=object()), "linear", "sparse-w4"),
         (LayerSpec(factor=object()), "linear", "rank"),
+        (LayerSpec(quantizer=_Quantizer(), activation=_Activation()), "linear", "w4a8"),
+        (LayerSpec(quantizer=_Quantizer(), residual=object()), "linear", "w4-corrected"),
+        (LayerSpec(quantizer=_Quantizer(), input=object()), "linear", "w4"),
+        (LayerSpec(mask=object(), residual=object()), "linear", "sparse-corrected"),
         (LayerSpec(structure=object()), "subblock", "bypass"),
     ],
 )
@@ -147,4 +189,5 @@ def test_classes(spec, kind, expected):
 
 def test_coarser_classes_start_with_larger_factors():
     assert prior_factor("w2") > prior_factor("w3") > prior_factor("w4") > 0
-    assert prior_factor("sparse-w3") == prior_factor("w3")
+    for name in ("sparse-w3", "w3a8", "w3-corrected"):
+        assert prior_factor(name) == prior_factor("w3")

@@ -158,7 +158,7 @@ class Trial:
 def run(world: World, trials: int, seed: int = 0) -> list[Trial]:
     told: list[Trial] = []
     for index in range(trials):
-        proposal = propose(index, SeedTree(seed), world.context, told)
+        proposal = propose(index, SeedTree(seed), [world.context], told)
         if proposal is None:
             break
         kl = world.measure(proposal.params)
@@ -255,11 +255,11 @@ def test_most_refinements_spend_the_whole_budget(world, history):
 def test_a_proposal_depends_on_nothing_but_seed_number_and_earlier_trials(world, history):
     context = replace(world.context)  # no cached properties
     for index in (0, 5, 12, 25):
-        found = propose(index, SeedTree(0), context, list(reversed(history)))
+        found = propose(index, SeedTree(0), [context], list(reversed(history)))
         assert found.params == history[index].params
         assert found.origin == history[index].origin
         assert found.logical == index
-    again = [propose(35, SeedTree(seed), context, history).params for seed in (1, 2, 3)]
+    again = [propose(35, SeedTree(seed), [context], history).params for seed in (1, 2, 3)]
     assert len({tuple(sorted(params.items())) for params in again}) == 3
 
 
@@ -270,13 +270,13 @@ def test_stopped_and_failed_trials_are_tolerated(world, history):
         else trial
         for i, trial in enumerate(history)
     ]  # fmt: skip
-    found = propose(36, SeedTree(0), world.context, told)
+    found = propose(36, SeedTree(0), [world.context], told)
     assert found is not None
     assert all(found.params != trial.params for trial in told)
     best = best_within(world.context, told, world.context.budget_bytes)
     assert best.state == "COMPLETE"
     nothing = [replace(trial, state="FAIL", kl_nats=None) for trial in history]
-    assert propose(36, SeedTree(0), world.context, nothing) is not None
+    assert propose(36, SeedTree(0), [world.context], nothing) is not None
 
 
 def test_an_exhausted_space_ends():
@@ -288,15 +288,15 @@ def test_an_exhausted_space_ends():
         space=OptionSpace(world.context.space.sketch, lists),
         problem=Problem(groups, fixed_cost=500),
     )
-    first = propose(0, SeedTree(0), context, [])
+    first = propose(0, SeedTree(0), [context], [])
     told = [Trial(0, first.params, "COMPLETE", 1.0)]
-    assert propose(1, SeedTree(0), context, told) is None
+    assert propose(1, SeedTree(0), [context], told) is None
 
 
 def test_a_budget_that_cannot_be_met_is_refused(world):
     context = replace(world.context, budget_bytes=smallest(world.problem).cost - 1)
     with pytest.raises(InfeasibleError):
-        propose(0, SeedTree(0), context, [])
+        propose(0, SeedTree(0), [context], [])
 
 
 def test_a_loose_budget_and_a_space_without_bypasses_work():
@@ -304,7 +304,7 @@ def test_a_loose_budget_and_a_space_without_bypasses_work():
     context = replace(world.context, budget_bytes=largest(world.problem).cost * 2)
     loose = World(context, world.measure)
     assert "bypassed" not in context.kinds
-    told = [propose(0, SeedTree(0), context, [])]
+    told = [propose(0, SeedTree(0), [context], [])]
     assert told[0].origin == "uniform"
     assert world.measure(context.params(largest(loose.problem))) < 1e-3
 

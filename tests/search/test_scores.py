@@ -1,16 +1,21 @@
 """Scores against brute force and against the KL that they predict."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from autocomp.calibrate.stream import EndStatistics
 from autocomp.core.stats import Stats
+from autocomp.formats.base import Operands
 from autocomp.search.scores import (
     embedding_score,
     head_score,
     kronecker_score,
+    output_score,
     token_score,
 )
+from autocomp.testing.methods import compress, site
 
 
 @pytest.fixture
@@ -47,6 +52,30 @@ def test_both_scores_agree_when_inputs_and_gradients_are_independent(generator):
     )
 
 
+def test_output_score_of_a_weight_is_its_kronecker_score(generator):
+    weight, stats = site()
+    gradient = torch.randn(24, 24, generator=generator)
+    stats = replace(stats, fisher=gradient @ gradient.T)
+    packed = compress("rtn-w4", weight, stats, "float16")
+    expected = kronecker_score(packed.to_dense() - weight, stats)
+    assert output_score(stats, weight, packed.operands()) == pytest.approx(expected, rel=1e-4)
+    scaled = compress("smoothquant+rtn-w4", weight, stats, "float16")
+    expected = kronecker_score(scaled.to_dense() - weight, stats)
+    assert output_score(stats, weight, scaled.operands()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rounded_inputs_add_to_the_score(generator):
+    """Half a step of 8 bits is a 254th of a token's largest input, of 4 bits a 14th."""
+    weight, stats = site()
+    gradient = torch.randn(24, 24, generator=generator)
+    stats = replace(stats, fisher=gradient @ gradient.T)
+    a16, a8, a4 = (
+        output_score(stats, weight, compress(token, weight, stats, "float16").operands())
+        for token in ("rtn-w8-sym", "rtn-w8-sym+absmax-a8", "rtn-w8-sym+absmax-a4")
+    )
+    assert a16 < a8 < 0.02 * a4
+
+
 def test_kronecker_score_predicts_the_kl_of_a_softmax_layer(generator):
     """With G = E[diag(p) − p pᵀ], the exact Fisher of the logits, it is the KL to second order."""
     weight = torch.randn(6, 4, generator=generator)
@@ -73,13 +102,15 @@ def test_embedding_score_weighs_rows_by_frequency(generator):
     assert embedding_score(difference, end) == pytest.approx(expected, rel=1e-5)
 
 
-def test_head_score_is_the_exact_kl(generator):
+@pytest.mark.parametrize("bias", [None, torch.linspace(-2, 2, 30)])
+def test_head_score_is_the_exact_kl(generator, bias):
     weight = torch.randn(30, 4, generator=generator)
     changed = weight + 0.3 * torch.randn(30, 4, generator=generator)
     hidden = torch.randn(400, 4, generator=generator)
-    end = EndStatistics(hidden, torch.eye(4), torch.eye(4), torch.ones(30) / 30)
-    log_p = torch.log_softmax(hidden.double() @ weight.double().T, -1)
-    log_q = torch.log_softmax(hidden.double() @ changed.double().T, -1)
+    end = EndStatistics(hidden, torch.eye(4), torch.eye(4), torch.ones(30) / 30, bias)
+    shift = 0 if bias is None else bias.double()
+    log_p = torch.log_softmax(hidden.double() @ weight.double().T + shift, -1)
+    log_q = torch.log_softmax(hidden.double() @ changed.double().T + shift, -1)
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     assert head_score(weight, changed, end) == pytest.approx(expected, rel=1e-4)
     assert head_score(weight, weight, end) == pytest.approx(0.0, abs=1e-6)
@@ -90,3 +121,5 @@ def test_missing_statistics_are_named():
         kronecker_score(torch.zeros(2, 2), Stats())
     with pytest.raises(ValueError, match="samples"):
         token_score(torch.zeros(2, 2), Stats())
+    with pytest.raises(ValueError, match="samples and G"):
+        output_score(Stats(), torch.zeros(2, 2), Operands(torch.zeros(2, 2)))

@@ -57,7 +57,7 @@ def finished(number, kl, size=1000):
 
 def test_filled_study_keeps_the_contract(tmp_path, storage):
     study = opened(tmp_path, storage)
-    run_fake(study, 0, 40)
+    run_fake(study, 2, 40)
     check_study(study, 40)
     states = {record.state for record in study.records()}
     assert states == {"COMPLETE", "PRUNED", "FAIL"}, "the fake has all kinds of trials"

@@ -11,13 +11,13 @@ def decode(token, weight, stats):
     return compress(weight, LayerSpec.parse(token), stats, "float16").to_dense()
 
 
-@pytest.mark.parametrize("options", ["w2", "w3g8", "w4g16-sym", "w4-mse"])
+@pytest.mark.parametrize("options", ["w2", "w3g8", "w4g16-sym", "w4-mse", "w3g8-clip"])
 def test_diagonal_second_moments_give_round_to_nearest(options):
     """Bitwise."""
     weight, stats = site()
     diagonal = Stats(hessian=torch.diag(stats.hessian.diagonal()))
     gptq = compress(weight, LayerSpec.parse(f"gptq-{options}"), diagonal, "float16")
-    rtn = compress(weight, LayerSpec.parse(f"rtn-{options}"), None, "float16")
+    rtn = compress(weight, LayerSpec.parse(f"rtn-{options}"), diagonal, "float16")
     for name, tensor in rtn.tensors.items():
         assert torch.equal(gptq.tensors[name], tensor)
 

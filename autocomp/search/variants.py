@@ -1,0 +1,334 @@
+"""The variants of a study: their workbenches, and what is known of each.
+
+A variant is a prepared architecture, such as the model with narrower MLPs. It has a sketch,
+statistics, scores and store entries of its own; what its plans are measured against is the base.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from autocomp.config import StudyConfig
+from autocomp.core.errors import ConfigError, InfeasibleError
+from autocomp.core.plan import Plan
+from autocomp.core.progress import Progress
+from autocomp.core.spec import LayerSpec
+from autocomp.core.variant import BASE
+from autocomp.data import Corpus, Windows
+from autocomp.evaluate.divergence import DivergenceMeter
+from autocomp.evaluate.ladder import Ladder
+from autocomp.layers.store import content_digest
+from autocomp.models.structure import build_sketch
+from autocomp.models.surgeon import (
+    MlpShape,
+    cut,
+    mlp_shapes,
+    shapes_from_json,
+    shapes_to_json,
+)
+from autocomp.search.clock import Clock
+from autocomp.search.context import Schedule, SearchContext
+from autocomp.search.correction import option_class
+from autocomp.search.edits import edit_tensors, prepared_edit
+from autocomp.search.evaluation import evaluate_plan
+from autocomp.search.scoring import ScoreTable, score_options
+from autocomp.search.setup import Setup, family
+from autocomp.search.study import Study
+from autocomp.search.workbench import Workbench
+
+
+class VariantBench(Workbench):
+    """The workbench of a variant; text, store and the base's distributions are the base's.
+
+    Args:
+        base: The base's workbench.
+        token: The variant, such as ``flap-p80``.
+    """
+
+    def __init__(self, base: Workbench, token: str) -> None:
+        self.base = base
+        self.variant = token
+        self.progress = base.progress
+        self.config, self.device, self.dtype = base.config, base.device, base.dtype
+        self.seeds, self.batch_size = base.seeds, base.batch_size
+        self.pool, self.store = base.pool, base.store
+        edit = prepared_edit(base, token)
+        self.edit_digest = content_digest(edit_tensors(edit))
+        base.candidate.restore()
+        # Original weights are only read, so what is not cut is shared; the body is written to.
+        original: PreTrainedModel = base.loaded.model
+        kept = copy.deepcopy(original, {id(p): p for p in original.parameters()})
+        body = copy.deepcopy(base.model)
+        for model in (kept, body):
+            cut(model, edit)
+        sketch = build_sketch(kept, base.sketch.model, dtype=base.sketch.dtype)
+        self._hold(replace(base.loaded, model=kept, sketch=sketch), body)
+
+    @property
+    def shapes(self) -> dict[str, MlpShape]:
+        """Shape of every MLP by name."""
+        return mlp_shapes(self.loaded.model)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The study's text."""
+        return self.base.corpus
+
+    @property
+    def calibration(self) -> Windows:
+        """Calibration windows."""
+        return self.base.calibration
+
+    @property
+    def search_windows(self) -> Tensor:
+        """Search windows, (n, length)."""
+        return self.base.search_windows
+
+    @property
+    def ladder(self) -> Ladder:
+        """The fidelity ladder."""
+        return self.base.ladder
+
+    def meter(self, token_ids: Tensor) -> DivergenceMeter:
+        """Return a meter against the dense base on some windows."""
+        return self.base.meter(token_ids)
+
+    @property
+    def search_meter(self) -> DivergenceMeter:
+        """The meter of the search text."""
+        return self.base.search_meter
+
+    @property
+    def heldout_meter(self) -> DivergenceMeter:
+        """The meter of the held-out text."""
+        return self.base.heldout_meter
+
+    @cached_property
+    def stats_digest(self) -> str:
+        """Identifies what dense statistics are computed from."""
+        text = f"{self.base.stats_digest}|{self.variant}|{self.edit_digest}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def head_token(self, layers: Mapping[str, LayerSpec]) -> str:
+        """Return what identifies the head's weight in a plan among those of all variants."""
+        token = super().head_token(layers)
+        return token if token == "dense" else f"{self.variant}/{token}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a study keeps of a variant.
+
+    Args:
+        shapes: Shape of every MLP by name.
+        kl_nats: KL of the uncompressed variant to the base on the search text, nats a token.
+        edit_digest: Identifies the kept channels and the biases.
+    """
+
+    shapes: Mapping[str, MlpShape]
+    kl_nats: float
+    edit_digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "shapes": shapes_to_json(self.shapes),
+            "kl_nats": self.kl_nats,
+            "edit_digest": self.edit_digest,
+        }
+
+    @classmethod
+    def of(cls, study: Study, token: str) -> "Prepared | None":
+        """Return what a study holds of a variant; ``None`` before it was prepared."""
+        data = study.get_variant(token)
+        if data is None:
+            return None
+        return cls(shapes_from_json(data["shapes"]), data["kl_nats"], data["edit_digest"])
+
+
+def stored_setup(config: StudyConfig, study: Study, variant: str) -> Setup:
+    """Return the setup of a variant as a study holds it; no weights are read.
+
+    Raises:
+        ConfigError: If the study has not prepared it.
+    """
+    if variant == BASE:
+        setup = Setup.of(config)
+    else:
+        known = Prepared.of(study, variant)
+        if known is None:
+            raise ConfigError(f"the study has not prepared the variant {variant!r} yet.")
+        setup = Setup.of(config, variant, known.shapes, known.kl_nats)
+    lists = study.get_lists(variant)  # a space's defaults may change between versions
+    return setup.with_lists(lists) if lists else setup
+
+
+def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
+    """Return what proposals for one variant are made from."""
+    sketch, effort = setup.sketch, setup.config.search
+    classes = {
+        name: tuple(option_class(spec, sketch[name].kind) for spec in setup.lists[name])
+        for name in setup.weight_groups
+    }
+    return SearchContext(
+        space=setup.space,
+        problem=setup.problem(scores),
+        classes=classes,
+        roles={name: sketch[name].role for name in (*setup.weight_groups, *setup.droppable)},
+        budget_bytes=setup.budget,
+        exact_bytes=setup.spent,
+        family_of=family,
+        schedule=Schedule(
+            uniforms=effort.baselines,
+            ladder=effort.ladder,
+            lowest=effort.lowest_share,
+            at_budget=effort.at_budget,
+        ),
+        variant=(BASE, *setup.config.space.variants).index(setup.variant),
+    )
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON in one step."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(json.dumps(data, indent=1, sort_keys=True), encoding="utf-8")
+    partial.replace(path)
+
+
+def scores_path(study_dir: Path, variant: str) -> Path:
+    """Return where a study directory keeps a variant's scores."""
+    return study_dir / ("scores.json" if variant == BASE else f"scores-{variant}.json")
+
+
+def read_scores(study_dir: Path, variant: str) -> ScoreTable:
+    """Return the scores of a variant that a study directory holds.
+
+    Raises:
+        ConfigError: If they cannot be read.
+    """
+    path = scores_path(study_dir, variant)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return ScoreTable(data["options"], data["drop"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"the scores of the study are missing or damaged ({path.name}: {error}). Run the "
+            "search again on this directory; it resumes."
+        ) from error
+
+
+def first_context(config: StudyConfig, study: Study, study_dir: Path) -> SearchContext:
+    """Return the context of the first variant that a study searches; no weights are read."""
+    names = (BASE, *config.space.variants)
+    first = next((name for name in names if scores_path(study_dir, name).exists()), BASE)
+    return search_context(stored_setup(config, study, first), read_scores(study_dir, first))
+
+
+class Variants:
+    """The base and the variants of a study on one machine.
+
+    The base's workbench stays loaded, with one variant's beside it; another one is cut from the
+    base, so no weight file is read twice.
+
+    Args:
+        config: The study's configuration.
+        study: The study.
+        progress: Listener.
+        clock: Gets the stages ``load model``, ``prepare variant`` and those of the scores.
+    """
+
+    def __init__(
+        self, config: StudyConfig, study: Study, progress: Progress, clock: Clock
+    ) -> None:
+        self.config = config
+        self.study = study
+        self.progress = progress
+        self.clock = clock
+        self._setups: dict[str, Setup] = {}
+        self._beside: VariantBench | None = None
+
+    @cached_property
+    def base(self) -> Workbench:
+        """The base's workbench, loaded on first use."""
+        with self.clock.time("load model"):
+            return Workbench(self.config, self.progress)
+
+    def bench(self, variant: str) -> Workbench:
+        """Return the workbench of a variant.
+
+        Raises:
+            ConfigError: If the variant's edit is not the one that the study was made with.
+        """
+        if variant == BASE:
+            return self.base
+        if self._beside is None or self._beside.variant != variant:
+            self._beside = None
+            base = self.base
+            with self.clock.time("prepare variant"):
+                found = VariantBench(base, variant)
+            known = Prepared.of(self.study, variant)
+            if known is not None and known.edit_digest != found.edit_digest:
+                raise ConfigError(
+                    f"the variant {variant} that is made here is not the one that the study in "
+                    f"{self.study.study_dir} was made with: other kept channels or biases. Use "
+                    "the machine, the versions and the cache of the study, or start another one."
+                )
+            self._beside = found
+        return self._beside
+
+    def setup(self, variant: str) -> Setup:
+        """Return the setup of a variant, which is prepared and measured once a study."""
+        if variant not in self._setups:
+            if variant != BASE and Prepared.of(self.study, variant) is None:
+                self._prepare(variant)
+            setup = stored_setup(self.config, self.study, variant)
+            self.study.set_lists(setup.lists, variant)
+            self._setups[variant] = setup
+        return self._setups[variant]
+
+    def _prepare(self, variant: str) -> None:
+        """Cut the base, measure the KL of what is left, and store both facts."""
+        bench = self.bench(variant)
+        assert isinstance(bench, VariantBench)
+        plan = Plan({site.name: LayerSpec() for site in bench.sketch.sites}, variant=variant)
+        with self.clock.time("prepare variant"):
+            outcome = evaluate_plan(bench, plan, lambda kl: False)
+        kept = sum(shape.width for shape in bench.shapes.values())
+        whole = sum(shape.width for shape in mlp_shapes(self.base.loaded.model).values())
+        self.progress.log(
+            f"{variant}: {kept} of {whole} MLP channels, KL {outcome.kl_nats:.4f} nats before "
+            "compression"
+        )
+        known = Prepared(bench.shapes, outcome.kl_nats, bench.edit_digest)
+        self.study.set_variant(variant, known.to_json())
+
+    def contexts(self) -> list[SearchContext]:
+        """Score every option of every variant that can hold the limits; the base comes first.
+
+        Raises:
+            InfeasibleError: If none can.
+        """
+        found, refused = [], None
+        for variant in (BASE, *self.config.space.variants):
+            setup = self.setup(variant)
+            try:
+                setup.check_reach()
+            except InfeasibleError as error:
+                self.progress.log(f"{variant} is left out: {error}")
+                refused = error
+                continue
+            bench = self.bench(variant)
+            scores = score_options(bench, setup.lists, self.progress, self.clock)
+            write_json(scores_path(self.study.study_dir, variant), asdict(scores))
+            found.append(search_context(setup, scores))
+        if not found and refused is not None:
+            raise refused
+        return found

@@ -1,0 +1,202 @@
+"""The slots that make a weight, factor, mask and quantizer: one alone, or two solved jointly."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from autocomp.core.errors import UnsupportedError
+from autocomp.core.registry import METHODS
+from autocomp.core.spec import SLOTS, LayerSpec, Spec, UniformSpec
+from autocomp.core.stats import Needs, Stats
+from autocomp.formats.base import CompressedWeight, Format
+from autocomp.formats.dense import Dense
+from autocomp.formats.factors import Factors
+from autocomp.formats.uniform import Grid
+from autocomp.methods._column_solver import ColumnFactor, solve_columns
+from autocomp.methods._hessian import cholesky, require
+
+Shape = tuple[int, int]
+REFIT_DAMPING = 1e-6
+
+
+def method_of(part: Spec) -> Any:
+    """Return the method of one slot's spec."""
+    return METHODS[part.method]()
+
+
+def shape_of(weight: Tensor) -> Shape:
+    """Return (out, in)."""
+    return weight.shape[0], weight.shape[1]
+
+
+def needs_alone(spec: LayerSpec) -> frozenset[Needs]:
+    """Return the calibration statistics that the methods of the slots ask for, one by one."""
+    return frozenset().union(*(_part_needs(part) for part in spec.filled()))
+
+
+def _part_needs(part: Spec) -> frozenset[Needs]:
+    """Return what one slot asks for; ``needs_of`` of a method adds to what all its specs need."""
+    method = method_of(part)
+    always: frozenset[Needs] = method.needs
+    return always | method.needs_of(part) if hasattr(method, "needs_of") else always
+
+
+def has_feedback(spec: LayerSpec) -> bool:
+    """Return whether a method solves under H, so that errors move into later columns.
+
+    A grid that is clipped by H still rounds to nearest.
+    """
+    return any(Needs.HESSIAN in method_of(part).needs for part in spec.filled())
+
+
+# --- one slot, or none
+
+
+def _dense_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
+    return Dense(shape, dtype)
+
+
+def _dense(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
+    return Dense(shape_of(weight), dtype).pack(weight)
+
+
+def _alone_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
+    (part,) = spec.filled()
+    found: Format = method_of(part).layout(part, shape, dtype)
+    return found
+
+
+def _alone(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
+    (part,) = spec.filled()
+    compressed: CompressedWeight = method_of(part).compress(weight, part, stats, dtype)
+    return compressed
+
+
+# --- mask and quantizer
+
+
+def _sparse_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
+    quantizer = spec.quantizer
+    grid = Grid(quantizer.bits, quantizer.group_size, quantizer.symmetric)
+    return method_of(spec.mask).layout(spec.mask, shape, dtype, grid)
+
+
+def _sparse(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
+    """Prune and round; in one run of the column solver when a method solves under H.
+
+    A fixed mask comes first, and the grid is that of the kept values and zero. An adaptive mask
+    is chosen inside the solver, so the grid is that of the whole weight. Columns are visited in
+    act-order if the quantizer asks for it, but in natural order for an adaptive N:M mask.
+    """
+    mask, quantizer = method_of(spec.mask), method_of(spec.quantizer)
+    packed = _sparse_layout(spec, shape_of(weight), dtype)
+    keep = None
+    if not mask.adaptive:
+        keep = mask.mask(weight, spec.mask, stats)
+        weight = weight * keep
+    grid = quantizer.grid(weight, spec.quantizer, stats)
+    codes = None
+    if has_feedback(spec):
+        patterned = mask.adaptive and spec.mask.m is not None
+        act_order = Needs.HESSIAN in quantizer.needs and not patterned
+        factor = ColumnFactor.shared(stats, act_order, spec.token(), weight.shape[1])
+        prune = spec.mask if mask.adaptive else None
+        _, codes, keep, _ = solve_columns(weight, factor, keep=keep, prune=prune, grid=grid)
+    else:
+        codes = grid.codes(weight)
+    compressed: CompressedWeight = packed.pack(keep, codes, grid.scale, grid.zero)
+    return compressed
+
+
+# --- factor and quantizer
+
+
+def factor_group(group_size: int | None, inputs: int) -> int | None:
+    """Return a factor's group size: the largest divisor of its inputs up to the one asked for."""
+    if group_size is None:
+        return None
+    return max(size for size in range(1, min(group_size, inputs) + 1) if inputs % size == 0)
+
+
+def _factor_spec(spec: LayerSpec, inputs: int) -> UniformSpec:
+    """Return the quantizer's spec for a factor with that many inputs."""
+    quantizer: UniformSpec = spec.quantizer
+    return replace(quantizer, group_size=factor_group(quantizer.group_size, inputs))
+
+
+def _factors_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
+    quantizer, rank = method_of(spec.quantizer), spec.factor.rank_for(shape)
+    left, right = (
+        quantizer.layout(_factor_spec(spec, inputs), (outputs, inputs), dtype)
+        for outputs, inputs in ((shape[0], rank), (rank, shape[1]))
+    )
+    return Factors(shape, rank, left, right)
+
+
+def _factors(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
+    """Round both factors; when a method needs the Hessian, the second one to the rounded first.
+
+    Then B is rounded under H (exact, since ``Aᵀ A`` is diagonal), A refitted to the rounded B̂,
+    ``A = W H B̂ᵀ (B̂ H B̂ᵀ)⁻¹``, and rounded under ``B̂ H B̂ᵀ``, the second moments of its input; by
+    the column solver when a method solves under H.
+    """
+    packed = _factors_layout(spec, shape_of(weight), dtype)
+    left, right = method_of(spec.factor).factors(weight, spec.factor, stats)
+    if Needs.HESSIAN not in needs_alone(spec):
+        return packed.pack(_round(left, spec, None)[0], _round(right, spec, None)[0])
+    hessian = require(stats, "hessian", spec.token(), weight.shape[1]).double()
+    right_packed, rounded = _round(right, spec, stats)
+    seen = rounded.double() @ hessian
+    inner = seen @ rounded.T.double()
+    inner_factor = cholesky(inner, REFIT_DAMPING)
+    left = torch.cholesky_solve(seen @ weight.T.double(), inner_factor).T.float()
+    return packed.pack(_round(left, spec, Stats(hessian=inner))[0], right_packed)
+
+
+def _round(
+    factor: Tensor, spec: LayerSpec, stats: Stats | None
+) -> tuple[CompressedWeight, Tensor]:
+    """Round a factor (out, in), given statistics of its input where a method needs them."""
+    quantizer, part = method_of(spec.quantizer), _factor_spec(spec, factor.shape[1])
+    grid = quantizer.grid(factor, part, stats)
+    if has_feedback(spec):
+        columns = ColumnFactor.shared(stats, True, spec.token(), factor.shape[1])
+        codes = solve_columns(factor, columns, grid=grid).codes
+    else:
+        codes = grid.codes(factor)
+    packed = quantizer.layout(part, shape_of(factor), "").pack(codes, grid.scale, grid.zero)
+    return packed, packed.to_dense()
+
+
+class Combination(NamedTuple):
+    """How a set of filled slots is laid out and solved."""
+
+    layout: Callable[[LayerSpec, Shape, str], Any]
+    compress: Callable[[Tensor, LayerSpec, Stats | None, str], CompressedWeight]
+
+
+_ALONE = Combination(_alone_layout, _alone)
+COMBINATIONS: dict[tuple[str, ...], Combination] = {
+    (): Combination(_dense_layout, _dense),
+    ("structure",): _ALONE,
+    ("quantizer",): _ALONE,
+    ("mask",): _ALONE,
+    ("factor",): _ALONE,
+    ("mask", "quantizer"): Combination(_sparse_layout, _sparse),
+    ("factor", "quantizer"): Combination(_factors_layout, _factors),
+}
+
+
+def combination(spec: LayerSpec) -> Combination:
+    """Return the entry of the table for the filled slots below input, residual, activation.
+
+    Raises:
+        UnsupportedError: If they make no weight, as a cache does not.
+    """
+    slots = tuple(slot for slot in SLOTS if getattr(spec, slot) is not None)
+    if slots not in COMBINATIONS:
+        raise UnsupportedError(f"{spec.token()}: {' + '.join(slots)} makes no weight.")
+    return COMBINATIONS[slots]
