@@ -100,7 +100,7 @@ def show(study_dir: str | Path, trial: int, storage: str | None = None) -> PlanT
 def recover(
     study_dir: str | Path,
     trial: int,
-    method: str = "lora-r8-300",
+    method: str = "lora-r8-120",
     *,
     storage: str | None = None,
     progress: Progress | None = None,

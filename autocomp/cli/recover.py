@@ -12,7 +12,7 @@ from autocomp.cli.search import command_line
 from autocomp.cli.studies import choose_trial, open_view
 from autocomp.report.table import megabytes
 
-METHOD = "lora-r8-300"
+METHOD = "lora-r8-120"
 
 
 def recover(
@@ -31,7 +31,7 @@ def recover(
     Run an interrupted command again to go on.
 
     - `autocomp recover runs/demo --best`
-    - `autocomp recover runs/demo --trial 17 --method lora-r8-600-b2`
+    - `autocomp recover runs/demo --trial 17 --method lora-r8-240-b2`
     """
     quiet_libraries()
     view = open_view(study)

@@ -103,7 +103,8 @@ def _runner(
             for name, weight in weights.items()
         }
         output = functional_call(module, stored, (hidden, *args), named)
-        return output[0] if isinstance(output, tuple) else output
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
 
     return run
 

@@ -73,9 +73,10 @@ def view(plan: Mapping[str, str], seed: int = 0) -> BlockView:
     inner = nn.functional.silu(block.gate(inputs)) * block.up(inputs)
     seen = {"gate": inputs, "up": inputs, "down": inner}
     sites = {}
+    linears = {"gate": block.gate, "up": block.up, "down": block.down}
     compress = load_object("autocomp.methods.compose:compress")
     for name, token in plan.items():
-        module, spec = block.get_submodule(name), LayerSpec.parse(token)
+        module, spec = linears[name], LayerSpec.parse(token)
         weight = module.weight.detach().clone()
         compressed = compress(weight, spec, _stats(seen[name].flatten(0, -2)), "float16")
         sites[name] = BlockSite(weight, spec, compressed)

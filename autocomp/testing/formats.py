@@ -202,8 +202,13 @@ def check_grid_leaf(example: Example) -> None:
     assert torch.equal(found.zero, leaf.zero)
     kept = torch.ones_like(leaf.codes, dtype=torch.bool) if leaf.keep is None else leaf.keep
     assert torch.equal(found.codes[kept], (1 << leaf.bits) - 1 - leaf.codes[kept])
-    assert leaf.keep is None or torch.equal(found.keep, leaf.keep)
-    assert leaf.offset is None or torch.equal(found.offset, leaf.offset)
+    for before, after in ((leaf.keep, found.keep), (leaf.offset, found.offset)):
+        assert (before is None and after is None) or _same(before, after)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether two tensors are there and equal."""
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def _operand(leaf: GridLeaf) -> Tensor:

@@ -33,7 +33,7 @@ def trainer(monkeypatch):
 def test_best(run, study_dir, trainer):
     answer = run("recover", study_dir, "--best")
     assert answer.code == 0
-    assert trainer.calls == [(study_dir, None, 2, "lora-r8-300")]
+    assert trainer.calls == [(study_dir, None, 2, "lora-r8-120")]
     assert "0.3300 → 0.2000" in answer.out
     assert "0.0790 MB as before" in answer.out
     assert f"autocomp export {study_dir} --trial 2" in answer.out
