@@ -71,6 +71,7 @@ def measure(
         "data.calibration": calibration,
         "data.calibration_tokens": CALIBRATION_TOKENS,
         "data.window": WINDOW,
+        "search.finish": "none",
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder:

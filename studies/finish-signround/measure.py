@@ -22,7 +22,9 @@ from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.data.windows import windows_of
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
 from autocomp.formats.io import load as load_tensors
+from autocomp.formats.io import save as save_tensors
 from autocomp.layers.native import load
+from autocomp.models import load as load_model
 from autocomp.models.weights import set_weight
 from autocomp.search.finish import write_artefact
 from autocomp.search.result import versions
@@ -31,7 +33,16 @@ from autocomp.search.workbench import Workbench
 MODEL = "smollm2-135m"
 WINDOW = 1024
 WINDOWS = 32
+CALIBRATION = (32, 512)
 OUT = Path(__file__).parent / "results"
+
+
+def write_windows(text: Path, path: Path) -> None:
+    """Write 32 evenly spread windows of 512 tokens of a text, for the peer and for us."""
+    ids = load_model(MODEL).tokenizer(text.read_text("utf-8"), verbose=False)["input_ids"]
+    stride = len(ids) // CALIBRATION[0]
+    rows = [ids[i * stride : i * stride + CALIBRATION[1]] for i in range(CALIBRATION[0])]
+    save_tensors(path, {"input_ids": torch.tensor(rows)})
 
 
 def held_out(bench: Workbench, text: Path) -> torch.Tensor:
@@ -87,9 +98,12 @@ def main() -> None:
     parser.add_argument("windows", type=Path, help="input_ids (n, length) int64")
     parser.add_argument("--bits", type=int, required=True)
     parser.add_argument("--peer", type=Path)
+    parser.add_argument("--cut", type=Path, help="write WINDOWS from this text first")
     parser.add_argument("--finish", nargs="*", default=["none", "signround-25"])
     asked = parser.parse_args()
     quiet_libraries()
+    if asked.cut:
+        write_windows(asked.cut, asked.windows)
     path = OUT / f"uniform-{asked.bits}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     done = {row["finish"] for row in rows}
