@@ -107,6 +107,10 @@ class CompressedSlidingLayer(CompressedLayer, DynamicSlidingWindowLayer):
         self.record_past = True
 
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What the argument is called, in transformers from 5.24 on and before."""
+
+
 def install_generation_cache(model: PreTrainedModel) -> None:
     """Give a model that is told to use a cache the one that its cache specs describe.
 
@@ -126,14 +130,17 @@ def _provide_cache(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Put the compressed layers into the cache of a forward pass, made here if there is none."""
     specs = {attention.layer_idx: cache_spec(attention) for attention in compressing(module)}
-    given = dict(zip(signature(module.forward).parameters, args, strict=False)) | kwargs
-    cache, use = given.get("past_key_values"), given.get("use_cache")
+    parameters = signature(module.forward).parameters
+    given = dict(zip(parameters, args, strict=False)) | kwargs
+    name = next((name for name in CACHE_NAMES if given.get(name) is not None), None)
+    name = name or next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[-1])
+    cache, use = given.get(name), given.get("use_cache")
     if cache is None and (module.config.use_cache if use is None else use):
         cache = DynamicCache(config=module.config)
     if not specs or cache is None:
         return None
     _compress_layers(cache, specs)
-    return (), given | {"past_key_values": cache}
+    return (), given | {name: cache}
 
 
 def _compress_layers(cache: Any, specs: Mapping[Any, Any]) -> None:
