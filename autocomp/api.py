@@ -12,7 +12,7 @@ from typing import Any
 
 from autocomp.config import StudyConfig, load_config
 from autocomp.core.progress import Progress, Silent
-from autocomp.evaluate import evaluate_path
+from autocomp.evaluate import Measurement, TaskRequest, TextRequest, evaluate_path
 from autocomp.export import ExportReport, export_model
 from autocomp.layers.native import load
 from autocomp.search.estimate import Estimate, estimate
@@ -22,7 +22,20 @@ from autocomp.search.result import SearchResult, summarise
 from autocomp.search.run import compress_uniform, finish_trial, load_study_config, run_search
 from autocomp.search.study import Study
 
-__all__ = ["check", "compress", "evaluate", "export", "front", "load", "recover", "search", "show"]
+__all__ = [
+    "Measurement",
+    "TaskRequest",
+    "TextRequest",
+    "check",
+    "compress",
+    "evaluate",
+    "export",
+    "front",
+    "load",
+    "recover",
+    "search",
+    "show",
+]
 
 evaluate = evaluate_path
 

@@ -1,9 +1,9 @@
 """The study configuration: one frozen, strict model, read from YAML and the command line."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,48 +20,14 @@ from pydantic import (
 
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
+from autocomp.core.metric import KL, TASK_ERROR
 from autocomp.core.recipe import CORPUS, CalibrationText
 from autocomp.core.registry import SPACES, nearest
+from autocomp.core.units import parse_bytes, parse_duration
 from autocomp.core.variant import variant_spec
 
-UNITS = {
-    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-}  # fmt: skip
 PRESETS = "autocomp.search_spaces.presets"
 NOT_SEMANTIC = {"search", "device", "store_bytes", "study_dir"}
-
-
-def parse_bytes(value: int | float | str) -> int:
-    """Return a number of bytes: ``80MB`` is 80·10⁶, ``80MiB`` is 80·2²⁰, a plain number is bytes.
-
-    Raises:
-        ConfigError: If the text is not a size or the unit is unknown.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([a-zA-Z]*)\s*", str(value))
-    if isinstance(value, bool) or not found or found[2].lower() not in UNITS:
-        raise ConfigError(
-            f"cannot read {value!r} as a size: write a number and one of B, kB, MB, GB, TB, KiB, "
-            "MiB, GiB, TiB, such as 80MB (80·10⁶ bytes) or 80MiB (80·2²⁰ bytes)."
-        )
-    return int(float(found[1]) * UNITS[found[2].lower()])
-
-
-def parse_duration(value: int | float | str) -> float:
-    """Return seconds: ``90s``, ``30m``, ``1h30m``, or a plain number of seconds.
-
-    Raises:
-        ConfigError: If the text is not a duration.
-    """
-    text = str(value).strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text) and not isinstance(value, bool):
-        return float(text)
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    if not text or not found:
-        raise ConfigError(f"cannot read {value!r} as a duration: write 90s, 30m or 1h30m.")
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return float(3600 * hours + 60 * minutes + seconds)
-
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
@@ -72,6 +38,17 @@ class _Strict(BaseModel):
     """Frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _increasing(rungs: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the rungs of a ladder.
+
+    Raises:
+        ValueError: If they do not increase.
+    """
+    if any(a >= b for a, b in pairwise(rungs)):
+        raise ValueError(f"rungs must increase, got {rungs}")
+    return rungs
 
 
 class DataConfig(_Strict):
@@ -103,8 +80,45 @@ class DataConfig(_Strict):
                 f"calibration_tokens, rungs and heldout_tokens must be multiples of the window "
                 f"({self.window}), got {sizes}"
             )
-        if any(a >= b for a, b in zip(self.rungs, self.rungs[1:], strict=False)):
-            raise ValueError(f"rungs must increase, got {self.rungs}")
+        return self
+
+    @field_validator("rungs")
+    @classmethod
+    def _increase(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _increasing(value)
+
+
+class ObjectiveConfig(_Strict):
+    """What is minimised beside bytes: KL to the base on the text, or the error on tasks.
+
+    ``task_error`` is 1 less the accuracy, averaged over the examples of ``tasks``, such as
+    ``arc_easy``. They are read from the hub, or from the files in ``data_dir``. ``rungs`` are the
+    sizes of its fidelity ladder in examples, cheap to full, and ``heldout_examples`` are others,
+    which decide between finalists; both shrink where the tasks have fewer.
+    """
+
+    metric: Literal["kl_nats", "task_error"] = KL
+    tasks: tuple[str, ...] = ()
+    data_dir: str | None = None
+    rungs: tuple[Count, ...] = Field(default=(64, 256, 1024), min_length=1)
+    heldout_examples: Count = 1024
+
+    @field_validator("rungs")
+    @classmethod
+    def _increase(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _increasing(value)
+
+    @model_validator(mode="after")
+    def _tasks(self) -> "ObjectiveConfig":
+        if self.metric == TASK_ERROR and not self.tasks:
+            raise ValueError("task_error needs tasks: name them with --tasks, such as arc_easy")
+        if self.metric == KL and self.tasks:
+            raise ValueError(
+                f"tasks are read by the metric task_error only, got {', '.join(self.tasks)}: give "
+                "--objective task_error"
+            )
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"name every task once, got {', '.join(self.tasks)}")
         return self
 
 
@@ -189,6 +203,7 @@ class StudyConfig(_Strict):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     target: Literal["native"] = "native"
     data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     space: SpaceConfig = Field(default_factory=SpaceConfig)
     budget: BudgetConfig = BudgetConfig()
     search: SearchConfig = SearchConfig()
@@ -247,10 +262,15 @@ def load_config(
 def fingerprint(config: StudyConfig) -> dict[str, Any]:
     """Return the settings that make two studies comparable, by dotted key.
 
-    Left out: how long to search, where to compute and where to keep files, and empty lists.
+    Left out: how long to search, where to compute and where files lie, empty lists, and what the
+    objective does not read.
     """
     flat = _flatten(config.model_dump(mode="json", exclude=NOT_SEMANTIC))
-    return {key: value for key, value in flat.items() if value != []}
+    unread = set(ObjectiveConfig.model_fields) - {"metric"}
+    if config.objective.metric == TASK_ERROR:
+        unread = {"data_dir"}
+    hidden = {f"objective.{name}" for name in unread}
+    return {key: value for key, value in flat.items() if value != [] and key not in hidden}
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

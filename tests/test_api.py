@@ -24,7 +24,9 @@ def test_verbs_end_to_end(trained_llama_path, tmp_path):
     assert api.show(tmp_path / "s", result.best.number).weight_bytes == result.best.weight_bytes
     report = api.export(tmp_path / "s", result.best.number, tmp_path / "out")
     assert report.weight_bytes == result.best.weight_bytes
-    scores = api.evaluate(str(tmp_path / "out"), tokens=512, window=64, base=model)
-    assert scores.kl_nats == pytest.approx(result.best.heldout_kl_nats, rel=0.02)
+    text = api.TextRequest(tokens=512, window=64)
+    (measured,) = api.evaluate(str(tmp_path / "out"), text=text, base=model)
+    kl_nats = measured.metrics["kl_nats"].value
+    assert kl_nats == pytest.approx(result.best.heldout_kl_nats, rel=0.02)
     folder = api.compress(model, tmp_path / "q", linear="gptq-w4g64", settings=SETTINGS)
     assert api.load(folder).config.vocab_size == api.load(tmp_path / "out").config.vocab_size

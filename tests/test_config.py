@@ -11,12 +11,11 @@ from autocomp.config import (
     StudyConfig,
     fingerprint,
     load_config,
-    parse_bytes,
-    parse_duration,
     presets,
 )
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
+from autocomp.core.units import parse_bytes, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -110,6 +109,11 @@ def test_unknown_key_names_the_nearest(key, hint):
     [
         ("search.trials=0", "search.trials"),
         ("data.rungs=[4096, 1024]", "must increase"),
+        ("objective.metric=task_error", "objective: .*needs tasks"),
+        ("objective.tasks=[piqa]", "objective: .*--objective task_error"),
+        ("objective={metric: task_error, tasks: [piqa, piqa]}", "every task once"),
+        ("objective.rungs=[64, 64]", "objective.rungs: .*must increase"),
+        ("objective.metric=accuracy", "objective.metric"),
         ("data.rungs=[1000]", "multiples of the window"),
         ("data.calibration_tokens=100", "multiples of the window"),
         ("data.calibration=selfgn-t1", "data.calibration: .*Did you mean 'selfgen'"),
@@ -191,6 +195,19 @@ def test_fingerprint_holds_what_changes_values(key):
         fingerprint(load_config("demo", {key: values[key]})),
     )
     assert {name for name in before if before[name] != after[name]} == {key}
+
+
+def test_fingerprint_holds_of_the_objective_what_it_reads():
+    """Rungs in examples change no KL, and where files lie changes no error."""
+    ignored = {"objective.rungs": (8, 16), "objective.data_dir": "somewhere"}
+    by_kl = fingerprint(load_config("demo", ignored))
+    assert by_kl == fingerprint(load_config("demo"))
+    assert by_kl["objective.metric"] == "kl_nats"
+    tasks = {"objective.metric": "task_error", "objective.tasks": ("piqa",)}
+    by_error = fingerprint(load_config("demo", tasks | ignored))
+    assert by_error["objective.rungs"] == [8, 16]
+    assert by_error["objective.tasks"] == ["piqa"]
+    assert not [key for key in by_error if "data_dir" in key]
 
 
 def test_schema_describes_every_section():

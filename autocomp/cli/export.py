@@ -10,9 +10,9 @@ from autocomp.cli.console import progress, show, show_json
 from autocomp.cli.libraries import quiet_libraries
 from autocomp.cli.options import Output
 from autocomp.cli.studies import choose_trial, open_view
-from autocomp.config import parse_bytes
 from autocomp.core.errors import ConfigError, ExportError
 from autocomp.core.registry import nearest
+from autocomp.core.units import parse_bytes
 from autocomp.report.table import megabytes
 
 FORMATS = ("native", "hf")
@@ -23,10 +23,10 @@ def export(
     out: Annotated[Path, Option(help="Folder to write.")],
     output: Output,
     trial: Annotated[int | None, Option(help="This trial.")] = None,
-    best: Annotated[bool, Option("--best", help="The finished trial with the least KL.")] = False,
+    best: Annotated[bool, Option("--best", help="The best finished trial.")] = False,
     knee: Annotated[bool, Option("--knee", help="Where more bytes stop paying off.")] = False,
     under: Annotated[
-        str | None, Option(metavar="SIZE", help="The least KL of at most SIZE.")
+        str | None, Option(metavar="SIZE", help="The least loss of at most SIZE.")
     ] = None,
     form: Annotated[
         str, Option("--format", help="native (packed) or hf (dense, saves no bytes).")
@@ -66,7 +66,7 @@ def export(
         )
         listener.finish("reloaded and compared")
     if output.json:
-        show_json({"trial": chosen, **asdict(report), "finished": asdict(done)})
+        show_json({"trial": chosen, **asdict(report), "finished": done.to_json()})
         return
     trained = f", trained by {done.recovery}" if done.recovery else ""
     show(

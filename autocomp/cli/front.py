@@ -63,8 +63,8 @@ def write_numbers(info: FrontInfo, beside: Path) -> list[Path]:
 
 
 def best_bits(view: StudyView, info: FrontInfo) -> BitsMap | None:
-    """Return the bits of the best plan: finished, else lowest KL; ``None`` without its model."""
-    ranked = sorted(info.points, key=lambda p: p.kl_nats)
+    """Return the bits of the best plan: finished, else least loss; ``None`` without its model."""
+    ranked = sorted(info.points, key=lambda p: p.loss)
     chosen = info.best if info.best is not None else ranked[0].trial if ranked else None
     if chosen is None:
         return None

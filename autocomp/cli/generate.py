@@ -28,14 +28,15 @@ def generate(
     from transformers import TextStreamer
 
     from autocomp.evaluate.files import load_any
-    from autocomp.models.device import resolve_device
+    from autocomp.models.device import body_dtype, resolve_device
 
     quiet_libraries()
+    place = resolve_device("auto")
     with progress(quiet=output.quiet) as listener:
         listener.start(f"loading {path}")
         model: Any
         tokenizer: Any
-        model, tokenizer = load_any(path, resolve_device("auto"))
+        model, tokenizer = load_any(path, place, body_dtype(place))
         listener.finish()
     if chat:
         if tokenizer.chat_template is None:

@@ -25,6 +25,7 @@ from autocomp.cli import (
     search,
     show,
     store,
+    tasks,
 )
 from autocomp.cli import eval as evaluate
 from autocomp.cli.console import say, set_up_logging
@@ -105,6 +106,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate.generate,
     "compress": compress.compress,
     "data": data.data,
+    "tasks": tasks.tasks,
     "ls": ls.ls,
     "store": store.store,
     "doctor": doctor.doctor,

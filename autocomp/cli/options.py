@@ -55,6 +55,24 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What is minimised beside bytes."""
+
+    objective: Annotated[
+        str | None,
+        Option(help="kl_nats (to the base), or task_error of --tasks.", rich_help_panel="Goal"),
+    ] = None
+    tasks: Annotated[
+        str | None,
+        Option(help="Tasks to search by: arc_easy,piqa.", rich_help_panel="Goal", metavar="A,B"),
+    ] = None
+    data_dir: Annotated[
+        str | None,
+        Option(help="Files of the tasks; else the hub.", rich_help_panel="Goal", metavar="DIR"),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Space:
     """What may be chosen, and where it must load."""
 
@@ -109,6 +127,7 @@ def study_config(
     budget: Budget | None = None,
     space: Space | None = None,
     length: Length | None = None,
+    goal: Goal | None = None,
 ) -> StudyConfig:
     """Return the configuration: command line over file over defaults.
 
@@ -116,6 +135,7 @@ def study_config(
         ConfigError: As :func:`autocomp.config.load_config`.
     """
     budget, space, length = budget or Budget(), space or Space(), length or Length()
+    goal = goal or Goal()
     overrides = {
         "model": source.model,
         "seed": source.seed,
@@ -124,6 +144,9 @@ def study_config(
         "space.name": space.space,
         "data.corpus": space.data,
         "data.calibration": space.calibration,
+        "objective.metric": goal.objective,
+        "objective.tasks": goal.tasks and tuple(map(str.strip, goal.tasks.split(","))),
+        "objective.data_dir": goal.data_dir,
         "search.trials": length.trials,
         "search.timeout_s": length.timeout,
         "search.finalists": length.finalists,

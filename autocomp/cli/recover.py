@@ -10,6 +10,7 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.cli.options import Output
 from autocomp.cli.search import command_line
 from autocomp.cli.studies import choose_trial, open_view
+from autocomp.core.metric import KL
 from autocomp.report.table import megabytes
 
 METHOD = "lora-r8-120"
@@ -19,7 +20,7 @@ def recover(
     study: Annotated[str, Argument(help="Study directory or storage URL.")],
     output: Output,
     trial: Annotated[int | None, Option(help="This trial.")] = None,
-    best: Annotated[bool, Option("--best", help="The finished trial with the least KL.")] = False,
+    best: Annotated[bool, Option("--best", help="The best finished trial.")] = False,
     method: Annotated[
         str, Option(help="What is trained, and for how many steps (autocomp ls methods).")
     ] = METHOD,
@@ -47,10 +48,14 @@ def recover(
     if output.json:
         show_json({"trial": chosen, "before": before.to_json(), "after": after.to_json()})
         return
-    better = after.heldout_kl_nats < before.heldout_kl_nats
+    better = after.heldout_loss < before.heldout_loss
+    kl = f"KL {before.heldout_kl_nats:.4f} → {after.heldout_kl_nats:.4f}"
+    loss = f"{after.metric} {before.heldout_loss:.4f} → {after.heldout_loss:.4f}"
+    shown = f"{kl} ±{after.heldout_se:.4f} nats"
+    if after.metric != KL:
+        shown = f"{loss} ±{after.heldout_loss_se:.4f}, {kl} nats"
     show(
-        f"trial {chosen}, {after.recovery}: held-out KL {before.heldout_kl_nats:.4f} → "
-        f"{after.heldout_kl_nats:.4f} ±{after.heldout_se:.4f} nats, perplexity "
+        f"trial {chosen}, {after.recovery}: held-out {shown}, perplexity "
         f"{before.perplexity:.2f} → {after.perplexity:.2f}, {megabytes(after.weight_bytes)} MB "
         f"as before, {after.seconds / 60:.1f} min",
         f"next: autocomp export {shlex.quote(study)} --trial {chosen} --out DIR"

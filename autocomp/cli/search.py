@@ -10,10 +10,20 @@ from rich.console import RenderableType
 from autocomp.cli.check import estimate_table
 from autocomp.cli.console import console, progress, show, show_json
 from autocomp.cli.libraries import quiet_libraries
-from autocomp.cli.options import Budget, Length, Output, Place, Source, Space, study_config
+from autocomp.cli.options import (
+    Budget,
+    Goal,
+    Length,
+    Output,
+    Place,
+    Source,
+    Space,
+    study_config,
+)
 from autocomp.cli.studies import StudyView, new_study_place, open_view, summarise
 from autocomp.config import StudyConfig
 from autocomp.core.errors import InfeasibleError
+from autocomp.core.metric import KL, short_name
 from autocomp.report.front import FrontInfo
 from autocomp.report.table import megabytes, render_families, render_table, render_timings
 
@@ -22,7 +32,13 @@ if TYPE_CHECKING:
 
 
 def search(
-    source: Source, budget: Budget, space: Space, length: Length, place: Place, output: Output
+    source: Source,
+    budget: Budget,
+    goal: Goal,
+    space: Space,
+    length: Length,
+    place: Place,
+    output: Output,
 ) -> None:
     """Search under a budget; print the front, what each family costs, and how to export.
 
@@ -31,9 +47,10 @@ def search(
     - `autocomp search smollm2-135m --max-bytes 80MB --trials 60 --study-dir runs/80`
     - `autocomp search -c demo`
     - `autocomp search ./model --max-memory 8GB --context 8192 --batch 1 --timeout 30m`
+    - `autocomp search smollm2-135m --max-bytes 80MB --objective task_error --tasks arc_easy,piqa`
     - `autocomp search -c study.yaml --set search.finalists=5 --json > result.json`
     """
-    config = study_config(source, budget, space, length)
+    config = study_config(source, budget, space, length, goal)
     study_dir, storage = new_study_place(config, place)
     try:
         result = _searched(config, study_dir, storage, quiet=output.quiet)
@@ -82,17 +99,17 @@ def closing(info: FrontInfo, view: StudyView, study_dir: Path) -> list[str]:
     """Return the last lines of a search: best against uniform, and what to run next."""
     place = shlex.quote(view.storage or str(study_dir))
     best, uniform = info.point(info.best), info.point(info.best_uniform)
-    lines = []
-    if best and best.heldout_kl_nats is not None:
+    lines, name = [], short_name(info.metric)
+    if best and best.heldout_loss is not None:
         trained = f", trained by {best.recovery}" if best.recovery else ""
         lines.append(
-            f"best: trial {best.trial}{trained}, {megabytes(best.file_bytes)} MB, held-out KL "
-            f"{best.heldout_kl_nats:.4f} nats"
+            f"best: trial {best.trial}{trained}, {megabytes(best.file_bytes)} MB, held-out "
+            f"{name} {best.heldout_loss:.4f}{' nats' if info.metric == KL else ''}"
         )
-        if uniform and uniform.heldout_kl_nats and uniform.recovery == best.recovery:
+        if uniform and info.heldout_ratio is not None:
             lines[0] += (
-                f" = {best.heldout_kl_nats / uniform.heldout_kl_nats:.2f} × best uniform "
-                f"(trial {uniform.trial}, {uniform.heldout_kl_nats:.4f})"
+                f" = {info.heldout_ratio:.2f} × best uniform "
+                f"(trial {uniform.trial}, {uniform.heldout_loss:.4f})"
             )
     return [
         *lines,

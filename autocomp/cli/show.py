@@ -1,7 +1,6 @@
 """``autocomp show``: a plan layer by layer, with the price of every alternative."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
@@ -11,14 +10,15 @@ from autocomp.cli.console import show, show_json
 from autocomp.cli.libraries import quiet_libraries
 from autocomp.cli.options import Output
 from autocomp.cli.studies import choose_trial, open_view
+from autocomp.core.metric import KL, short_name
 from autocomp.report.table import megabytes, number
 
 if TYPE_CHECKING:
     from autocomp.search.explain import Alternative, PlanTable
 
 CAPTION = (
-    "KL: predicted, corrected by what the study measured. Alternatives: the nearest smaller and "
-    "larger options; change of bytes, change of KL, nats a megabyte"
+    "{0}: predicted, corrected by what the study measured. Alternatives: the nearest smaller and "
+    "larger options; change of bytes, change of {0}, its price a megabyte"
 )
 
 
@@ -30,7 +30,7 @@ def show_plan(
         int, Option(help="Smaller and larger options to show for each layer.", min=0)
     ] = 1,
 ) -> None:
-    """Show why each layer got its bits: bytes, predicted KL, and what a change would cost.
+    """Show why each layer got its bits: bytes, predicted loss, and what a change would cost.
 
     - `autocomp show runs/demo`
     - `autocomp show runs/demo --trial 17 --alternatives 4`
@@ -42,33 +42,26 @@ def show_plan(
 
     found = show_trial(view.study_dir, view.storage, chosen)
     if output.json:
-        show_json(
-            {
-                "trial": chosen,
-                "weight_bytes": found.weight_bytes,
-                "kl_nats": found.record.kl_nats,
-                "predicted_kl_nats": found.predicted_kl_nats,
-                "rows": [asdict(row) for row in found.rows],
-            }
-        )
+        show_json(found.to_json())
     else:
         show(plan_table(found, alternatives))
 
 
 def plan_table(found: "PlanTable", count: int) -> Table:
     """Return a plan as a table, with the ``count`` nearest smaller and larger options a layer."""
-    record = found.record
+    record, name = found.record, short_name(found.metric)
     table = Table(
-        title=f"trial {record.number} · {record.family} · {megabytes(found.weight_bytes)} MB · KL "
-        f"{number(record.kl_nats)} measured, {number(found.predicted_kl_nats)} predicted",
+        title=f"trial {record.number} · {record.family} · {megabytes(found.weight_bytes)} MB · "
+        f"{name} {number(record.loss)} measured, {number(found.predicted_loss)} predicted",
         title_justify="left",
-        caption=CAPTION,
+        caption=CAPTION.format(name),
     )
     table.add_column("site", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
     table.add_column("option", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("KL nats", justify="right", no_wrap=True)
+    value = "KL nats" if found.metric == KL else found.metric
+    table.add_column(value, justify="right", no_wrap=True)
     table.add_column("alternatives", overflow="fold")
     for row in found.rows:
         table.add_row(
@@ -76,7 +69,7 @@ def plan_table(found: "PlanTable", count: int) -> Table:
             "×".join(map(str, row.shape)) if row.shape[0] else "",
             row.token,
             f"{row.bytes:,}",
-            f"{row.kl_nats:.2e}",
+            f"{row.loss:.2e}",
             "\n".join(map(_line, nearest_sizes(row.alternatives, count))),
         )
     return table
@@ -85,13 +78,15 @@ def plan_table(found: "PlanTable", count: int) -> Table:
 def nearest_sizes(options: Sequence["Alternative"], count: int) -> list["Alternative"]:
     """Return the ``count`` nearest smaller and larger options that are worth a thought.
 
-    Left out is what another option, the chosen one included, beats in bytes and in KL.
+    Left out is what another option, the chosen one included, beats in bytes and in loss.
     """
-    points = [(option.delta_bytes, option.delta_kl_nats) for option in options] + [(0, 0.0)]
+    points = [(option.delta_bytes, option.delta_loss) for option in options] + [(0, 0.0)]
 
     def beaten(option: "Alternative") -> bool:
-        mine = (option.delta_bytes, option.delta_kl_nats)
-        return any(size <= mine[0] and kl <= mine[1] and (size, kl) != mine for size, kl in points)
+        mine = (option.delta_bytes, option.delta_loss)
+        return any(
+            size <= mine[0] and loss <= mine[1] and (size, loss) != mine for size, loss in points
+        )
 
     kept = [option for option in options if not beaten(option)]
     ordered = sorted(kept, key=lambda option: option.delta_bytes)
@@ -102,6 +97,6 @@ def nearest_sizes(options: Sequence["Alternative"], count: int) -> list["Alterna
 
 def _line(option: "Alternative") -> str:
     return (
-        f"{option.token}: {option.delta_bytes:+,} B, {option.delta_kl_nats:+.2e}, "
-        f"{option.nats_per_megabyte:.2g}/MB"
+        f"{option.token}: {option.delta_bytes:+,} B, {option.delta_loss:+.2e}, "
+        f"{option.price:.2g}/MB"
     )

@@ -7,7 +7,7 @@ from typer import Option
 
 from autocomp.cli.console import show, show_json
 from autocomp.cli.options import Output
-from autocomp.config import parse_bytes
+from autocomp.core.units import parse_bytes
 from autocomp.env import cache_dir
 from autocomp.report.table import megabytes
 

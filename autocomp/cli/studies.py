@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from autocomp.cli.options import Place
 from autocomp.config import StudyConfig
 from autocomp.core.errors import ConfigError, InfeasibleError
+from autocomp.core.metric import TASK_ERROR
 from autocomp.env import storage_url
+from autocomp.report.conclusion import Conclusion
 from autocomp.report.front import FrontInfo, front_info
 
 if TYPE_CHECKING:
@@ -62,8 +64,9 @@ def open_view(reference: str) -> StudyView:
 
 def summarise(view: StudyView) -> FrontInfo:
     """Return the front of a study with the settings that its figures depend on."""
-    from autocomp.search.result import family_rows
+    from autocomp.search.result import curse_of, family_rows, finalist_rows, token_counts
 
+    study = view.study
     rungs = view.setting("data.rungs") or [None]
     settings = {
         "model": view.setting("model"),
@@ -75,11 +78,22 @@ def summarise(view: StudyView) -> FrontInfo:
         "max_memory": view.setting("budget.max_memory"),
         "seed": view.setting("seed"),
     }
-    records = view.study.records()
+    if study.metric == TASK_ERROR:
+        settings |= {
+            "tasks": ",".join(view.setting("objective.tasks", ())),
+            "examples": view.setting("objective.rungs", [None])[-1],
+        }
+    records = study.records()
     return front_info(
         records,
-        (point.number for point in view.study.front().points),
-        families=family_rows(records),
+        (point.number for point in study.front().points),
+        metric=study.metric,
+        conclusion=Conclusion(
+            curse=curse_of(records),
+            finalists=tuple(finalist_rows(records, study.metric)),
+            tokens=token_counts(study),
+        ),
+        families=family_rows(records, study.metric),
         timings=timings_of(view.study_dir),
         settings=settings,
     )
@@ -101,8 +115,8 @@ def choose_trial(
 ) -> int:
     """Return the trial that exactly one of the four ways names.
 
-    ``best`` is the finished trial with the lowest held-out KL; before anything is finished, the
-    lowest searched KL.
+    ``best`` is the finished trial with the lowest held-out loss; before anything is finished, the
+    lowest searched loss.
 
     Raises:
         ConfigError: If not exactly one way is given, the trial is unknown or the study is empty.

@@ -1,11 +1,14 @@
 """Corpora in three parts that share no text: calibration, search and held-out."""
 
+import gzip
 import hashlib
 import json
 import re
+import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from pydoc_data import topics
@@ -122,73 +125,82 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _wikitext2() -> Parts:
-    """Load WikiText-2 (raw), one document a non-empty line."""
-    return _official_splits(
-        _texts("wikitext2", "Salesforce/wikitext", "text", "wikitext-2-raw-v1")
+def _official_splits(name: str) -> Parts:
+    """Load a data set's train, validation and test parts, one document a row."""
+    train, validation, test = (
+        tuple(_filled(hub_rows(name, split))) for split in ("train", "validation", "test")
     )
-
-
-def _ptb() -> Parts:
-    """Load the Penn Treebank, one document a sentence."""
-    repository, revision = "ptb-text-only/ptb_text_only", "refs/convert/parquet"
-    return _official_splits(_texts("ptb", repository, "sentence", revision=revision))
-
-
-def _official_splits(texts: Callable[[str], Iterable[str]]) -> Parts:
-    """Return a data set's train, validation and test parts."""
-    return tuple(texts("train")), tuple(texts("validation")), tuple(texts("test"))
+    return train, validation, test
 
 
 def _c4() -> Parts:
     """Load the first documents of C4 (English)."""
-    texts = _texts("c4", "allenai/c4", "text", "en")
-    train = tuple(islice(texts("train"), 2 * _C4_DOCUMENTS))
-    heldout = tuple(islice(texts("validation"), _C4_DOCUMENTS))
+    train = tuple(islice(_filled(hub_rows("c4", "train")), 2 * _C4_DOCUMENTS))
+    heldout = tuple(islice(_filled(hub_rows("c4", "validation")), _C4_DOCUMENTS))
     return train[::2], train[1::2], heldout
 
 
-def _texts(
-    name: str,
-    repository: str,
-    column: str,
-    subset: str | None = None,
-    revision: str | None = None,
-) -> Callable[[str], Iterable[str]]:
-    """Return a function from a split of a hub data set to its non-empty texts, streamed."""
+def hub_rows(name: str, split: str, file: str | None = None) -> Iterator[str]:
+    """Yield every row of a data set of the hub, empty ones included, streamed.
+
+    Args:
+        name: ``wikitext2``, ``ptb`` or ``c4``.
+        split: ``train``, ``validation`` or ``test``.
+        file: The only file of the data set to read; ``None`` reads the whole split.
+
+    Raises:
+        ConfigError: If the ``datasets`` package is missing or the hub cannot be reached.
+    """
     try:
         import datasets
     except ImportError as error:
         raise ConfigError(
             f"corpus {name!r} needs the datasets package: pip install 'autocomp[eval]'."
         ) from error
+    hub = _HUB[name]
+    try:
+        rows = datasets.load_dataset(
+            hub.repository,
+            hub.subset if file is None else None,
+            data_files=None if file is None else {split: file},
+            split=split,
+            revision=hub.revision,
+            streaming=True,
+        )
+        yield from (row[hub.column] for row in rows)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"corpus {name!r} ({hub.repository}) cannot be loaded: {error} Check the network and "
+            "HF_HUB_OFFLINE, or use pydoc or a local .txt or .jsonl file."
+        ) from error
 
-    def texts(split: str) -> Iterable[str]:
-        try:
-            rows = datasets.load_dataset(
-                repository, subset, split=split, revision=revision, streaming=True
-            )
-            yield from (row[column] for row in rows if row[column].strip())
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"corpus {name!r} ({repository}) cannot be loaded: {error} Check the network and "
-                "HF_HUB_OFFLINE, or use pydoc or a local .txt or .jsonl file."
-            ) from error
 
-    return texts
+def _filled(rows: Iterable[str]) -> Iterator[str]:
+    """Yield the rows that hold more than space."""
+    return (row for row in rows if row.strip())
 
 
 def _read(path: Path) -> list[str]:
     """Return the documents of a local file."""
+    return list(_filled(_READERS[path.suffix](path, read_text(path))))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, unpacked where its name ends in ``.gz``; line ends become LF.
+
+    Raises:
+        ConfigError: If it cannot be read as UTF-8 text.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            return str(file.read())
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConfigError(f"corpus file {path} cannot be read as UTF-8 text: {error}.") from error
-    return [document for document in _READERS[path.suffix](path, text) if document.strip()]
 
 
-def _paragraphs(path: Path, text: str) -> list[str]:
-    """Return the paragraphs of a text."""
+def paragraphs(path: Path, text: str) -> list[str]:
+    """Return the paragraphs of a text; the path is not read."""
     return _PARAGRAPH.split(text)
 
 
@@ -197,10 +209,18 @@ def _lines(path: Path, text: str) -> list[str]:
     return text.splitlines()
 
 
-def _json_lines(path: Path, text: str) -> list[str]:
-    """Return the ``text`` fields of JSON lines."""
+def json_lines(path: Path, text: str) -> list[str]:
+    """Return the ``text`` fields of JSON lines, empty ones included.
+
+    Args:
+        path: Where they come from, for messages.
+        text: One JSON object a line.
+
+    Raises:
+        ConfigError: If a line is no object with a ``text``.
+    """
     documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -228,14 +248,29 @@ def _thirds(path: Path, documents: list[str]) -> Parts:
     return tuple(documents[:first]), tuple(documents[first:second]), tuple(documents[second:])
 
 
+@dataclass(frozen=True, slots=True)
+class _HubText:
+    """Where a data set lies on the hub, and which column holds its text."""
+
+    repository: str
+    column: str
+    subset: str | None = None
+    revision: str | None = None
+
+
+_HUB = {
+    "wikitext2": _HubText("Salesforce/wikitext", "text", "wikitext-2-raw-v1"),
+    "ptb": _HubText("ptb-text-only/ptb_text_only", "sentence", revision="refs/convert/parquet"),
+    "c4": _HubText("allenai/c4", "text", "en"),
+}
 _LOADERS: dict[str, Callable[[], Parts]] = {
     "pydoc": _pydoc,
-    "wikitext2": _wikitext2,
+    "wikitext2": partial(_official_splits, "wikitext2"),
     "c4": _c4,
-    "ptb": _ptb,
+    "ptb": partial(_official_splits, "ptb"),
 }
 _READERS: dict[str, Callable[[Path, str], list[str]]] = {
-    ".txt": _paragraphs,
+    ".txt": paragraphs,
     ".raw": _lines,
-    ".jsonl": _json_lines,
+    ".jsonl": json_lines,
 }

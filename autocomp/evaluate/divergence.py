@@ -1,30 +1,36 @@
-"""Exact KL to the base model without keeping its logits.
+"""KL, cross entropy and agreement of candidates, exact and without whole logits.
 
-With base probabilities ``p`` and the candidate's logits ``z = Ŵ h``, the KL of a token is
+The identity is explained in :mod:`autocomp.evaluate.reference`. Nothing of the size (tokens,
+vocabulary) exists beyond one chunk, and everything here is fp32; the products that make logits
+read bf16 values where body and head are bf16, so they lose nothing to bf16 inputs.
 
-``KL(p ‖ q) = Σ p log p − Σ p z + logsumexp(z) = C − h·E + logsumexp(Ŵ h)``,
-
-where ``C = Σ p log p`` and ``E = Ŵᵀ p``. Both are numbers of the base: ``hidden + 1`` a token
-instead of a vocabulary. A candidate with another head needs its own ``E``, kept by the head's spec
-token. The bias of a head is one more column of ``W``, for which ``h`` is 1.
-
-Nothing of the size (tokens, vocabulary) exists beyond one chunk, and everything here is fp32; the
-products that make logits read bf16 values where body and head are bf16, so they lose nothing to
-bf16 inputs.
+A body in bf16 diverges from its own base in fp32 by a few 1e-4 nats, whatever the plan. This floor
+is measured once, on the base itself, and subtracted from every KL, which so estimates what the
+plan costs in exact arithmetic; near 0 an estimate may be negative.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from autocomp.models.attention import decode_attention
+from autocomp.evaluate.body import Body
+from autocomp.evaluate.head import (
+    chunks,
+    final_hidden,
+    head_inputs,
+    head_weight,
+    normalise,
+)
+from autocomp.evaluate.reference import BaseReference, BaseWindow, Reference
 from autocomp.models.device import bf16_products
 
-CHUNK_TOKENS = 256
+FLOOR_TOKENS = 4096
+
+__all__ = ["BaseReference", "DivergenceMeter", "WindowScores", "final_hidden", "head_weight"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,112 +38,43 @@ class WindowScores:
     """Means over the predicted tokens of each window.
 
     Args:
-        kl_nats: KL to the base, nats a token, one a window.
+        kl_nats: KL to the base less the floor, nats a token, one a window.
         nll_nats: Cross entropy of the text, nats a token, one a window.
+        top1: Share of tokens whose most probable successor is the base's, one a window.
         tokens: Predicted tokens in all windows.
     """
 
     kl_nats: tuple[float, ...]
     nll_nats: tuple[float, ...]
+    top1: tuple[float, ...]
     tokens: int
 
 
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """Return the matrix that makes logits, fp32, packed modules decoded.
-
-    (vocab, hidden); with a bias (vocab, hidden + 1).
-    """
-    head = model.get_output_embeddings()
-    weight: Tensor = head.weight.detach().float()
-    return weight if head.bias is None else torch.column_stack([weight, head.bias.float()])
-
-
-def head_inputs(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """Return the head's inputs, (windows, length, hidden), after the final norm.
-
-    Compressed key/value caches count as they would in decoding. A head with a bias gets one
-    channel more, which is 1.
-    """
-    device = next(model.parameters()).device
-    with decode_attention(model):
-        output = model.base_model(input_ids=windows.to(device), use_cache=False)
-    hidden: Tensor = output.last_hidden_state
-    biased = model.get_output_embeddings().bias is not None
-    return functional.pad(hidden, (0, 1), value=1.0) if biased else hidden
-
-
-@torch.no_grad()
-def final_hidden(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """Return :func:`head_inputs` without a graph."""
-    return head_inputs(model, windows)
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, start + CHUNK_TOKENS) for start in range(0, count, CHUNK_TOKENS)]
-
-
-class BaseReference:
-    """The base model's distributions on some windows, as hidden states and entropies.
-
-    Args:
-        model: The dense base model in its compute dtype.
-        windows: (n, length) token ids.
-        batch_size: Windows a forward pass.
-    """
-
-    def __init__(self, model: PreTrainedModel, windows: Tensor, batch_size: int = 4) -> None:
-        self.windows = windows
-        self.batch_size = batch_size
-        self._weight = head_weight(model).clone()
-        hidden: list[Tensor] = []
-        for start in range(0, len(windows), batch_size):
-            hidden.append(final_hidden(model, windows[start : start + batch_size]))
-        self._dtype = hidden[0].dtype
-        self._hidden = torch.cat(hidden)[:, :-1].float()
-        self._entropy: dict[int, Tensor] = {}
-        self._nll: dict[int, float] = {}
-        self._expected: dict[tuple[str, int], Tensor] = {}
-
-    def _probabilities(self, window: int, piece: slice) -> tuple[Tensor, Tensor]:
-        with bf16_products(self._dtype):
-            logits = self._hidden[window, piece] @ self._weight.T
-        log_p = torch.log_softmax(logits, dim=-1)
-        return log_p.exp(), log_p
-
-    def nll_nats(self) -> list[float]:
-        """Return the base model's cross entropy of each window, nats a token."""
-        for window in range(len(self.windows)):
-            if window not in self._nll:
-                self.expectation(window, self._weight, "dense")
-        return [self._nll[window] for window in range(len(self.windows))]
-
-    @torch.no_grad()
-    def expectation(self, window: int, head: Tensor, head_token: str) -> tuple[Tensor, Tensor]:
-        """Return ``C`` (tokens,) and ``E`` (tokens, hidden) of a window for a candidate's head."""
-        key = (head_token, window)
-        if key not in self._expected:
-            entropy, expected, nll = [], [], []
-            labels = self.windows[window, 1:, None].to(self._hidden.device)
-            for piece in _chunks(self._hidden.shape[1]):
-                p, log_p = self._probabilities(window, piece)
-                entropy.append((p * log_p).sum(dim=-1))
-                expected.append(p @ head)
-                nll.append(-log_p.gather(1, labels[piece]))
-            self._entropy[window] = torch.cat(entropy)
-            self._nll[window] = torch.cat(nll).double().mean().item()
-            self._expected[key] = torch.cat(expected)
-        return self._entropy[window], self._expected[key]
-
-
 class DivergenceMeter:
-    """Measures candidates against a :class:`BaseReference`, a few windows at a time.
+    """Measures candidates against a reference, a few windows at a time.
 
     Args:
-        reference: The base on the same windows.
+        reference: The base on some windows.
+        base: The base in the candidates' arithmetic, to measure the floor with.
+        floor_nats: The floor where there is no ``base``, nats a token.
+        keep_bytes: Limit of the hidden states kept for plans with the same first blocks, bytes.
     """
 
-    def __init__(self, reference: BaseReference) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        base: PreTrainedModel | None = None,
+        floor_nats: float = 0.0,
+        keep_bytes: int = 0,
+    ) -> None:
         self.reference = reference
+        self.floor_nats = 0.0 if base is not None else floor_nats
+        self.body = Body(reference.windows, batch_size=reference.batch_size, keep_bytes=keep_bytes)
+        if base is not None:
+            count = max(1, FLOOR_TOKENS // reference.windows.shape[1])
+            some = range(min(count, len(reference.windows)))
+            own = self.measure(base, some, head_token=f"base in {base.dtype}")
+            self.floor_nats = math.fsum(own.kl_nats) / len(some)
 
     @torch.no_grad()
     def measure(
@@ -147,6 +84,7 @@ class DivergenceMeter:
         *,
         head_token: str,
         advance: Callable[[int], None] | None = None,
+        state: Sequence[str] | None = None,
     ) -> WindowScores:
         """Measure some windows of the reference.
 
@@ -155,40 +93,32 @@ class DivergenceMeter:
             windows: Indices of windows.
             head_token: Spec token of the candidate's head; equal tokens must mean equal weights.
             advance: Told how many tokens were read.
+            state: What the blocks compute, of :func:`autocomp.evaluate.body.plan_states`, so that
+                blocks that an earlier call ran need not run again.
 
         Returns:
-            KL and cross entropy, a window each.
+            KL, cross entropy and agreement, a window each.
         """
         head = head_weight(model)
         ids = self.reference.windows
-        kl: list[float] = []
-        nll: list[float] = []
-        for start in range(0, len(windows), self.reference.batch_size):
-            chosen = list(windows[start : start + self.reference.batch_size])
-            hidden = final_hidden(model, ids[chosen])[:, :-1]
+        found: list[tuple[float, float, float]] = []
+        for chosen, states in self.body.hidden(model, windows, state):
+            hidden = states[:, :-1]
             for row, window in enumerate(chosen):
                 labels = ids[window, 1:].to(hidden.device)
-                base = self.reference.expectation(window, head, head_token)
+                base = self.reference.window(window)
+                expected = self.reference.expectation(window, head, head_token, hidden.dtype)
                 with bf16_products(hidden.dtype):
-                    values = self._window(hidden[row].float(), head, labels, base)
-                kl.append(values[0])
-                nll.append(values[1])
+                    found.append(_score(hidden[row].float(), head, labels, base, expected))
             if advance is not None:
                 advance(ids[chosen].numel())
-        return WindowScores(tuple(kl), tuple(nll), len(windows) * (ids.shape[1] - 1))
-
-    def _window(
-        self, hidden: Tensor, head: Tensor, labels: Tensor, base: tuple[Tensor, Tensor]
-    ) -> tuple[float, float]:
-        entropy, expected = base
-        normaliser, chosen = [], []
-        for piece in _chunks(len(hidden)):
-            logits = hidden[piece] @ head.T
-            normaliser.append(torch.logsumexp(logits, dim=-1))
-            chosen.append(logits.gather(1, labels[piece, None]).squeeze(1))
-        log_z = torch.cat(normaliser)
-        kl = entropy - (hidden * expected).sum(dim=-1) + log_z
-        return kl.double().mean().item(), (log_z - torch.cat(chosen)).double().mean().item()
+        kl, nll, top1 = zip(*found, strict=True) if found else ((), (), ())
+        return WindowScores(
+            tuple(value - self.floor_nats for value in kl),
+            nll,
+            top1,
+            len(windows) * (ids.shape[1] - 1),
+        )
 
     def backward(self, model: PreTrainedModel, windows: Sequence[int], head_token: str) -> float:
         """Add the gradient of the mean KL of some windows to what requires one.
@@ -202,7 +132,7 @@ class DivergenceMeter:
             head_token: Spec token of the candidate's head; equal tokens must mean equal weights.
 
         Returns:
-            The mean KL to the base, nats a token.
+            The mean KL to the base, nats a token, the floor included.
         """
         head = head_weight(model)
         hidden = head_inputs(model, self.reference.windows[list(windows)])[:, :-1]
@@ -210,8 +140,9 @@ class DivergenceMeter:
         gradient = torch.empty_like(values)
         total, count = 0.0, values.shape[0] * values.shape[1]
         for row, window in enumerate(windows):
-            entropy, expected = self.reference.expectation(window, head, head_token)
-            for piece in _chunks(values.shape[1]):
+            entropy = self.reference.window(window).entropy
+            expected = self.reference.expectation(window, head, head_token, hidden.dtype)
+            for piece in chunks(values.shape[1]):
                 inputs = values[row, piece]
                 with bf16_products(hidden.dtype):
                     logits = inputs @ head.T
@@ -221,3 +152,21 @@ class DivergenceMeter:
                 total += kl.double().sum().item()
         hidden.backward((gradient / count).to(hidden.dtype))
         return total / count
+
+
+def _score(
+    hidden: Tensor, head: Tensor, labels: Tensor, base: BaseWindow, expected: Tensor
+) -> tuple[float, float, float]:
+    """Return KL, cross entropy and agreement of one window."""
+    log_z, chosen, best = [], [], []
+    for piece in chunks(len(hidden)):
+        logits = hidden[piece] @ head.T
+        chosen.append(logits.gather(1, labels[piece, None]).squeeze(1))
+        normaliser, top1 = normalise(logits)
+        log_z.append(normaliser)
+        best.append(top1)
+    total = torch.cat(log_z)
+    kl = base.entropy - (hidden * expected).sum(dim=-1) + total
+    agree = (torch.cat(best) == base.top1).double()
+    nll = total - torch.cat(chosen)
+    return kl.double().mean().item(), nll.double().mean().item(), agree.mean().item()

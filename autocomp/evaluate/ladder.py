@@ -1,19 +1,18 @@
 """The fidelity ladder: the same fixed windows for every candidate, few first, all for the best.
 
 Rungs nest: the first windows of a rung are those of the rung below, spread over the whole text. A
-candidate stops at a rung when the paired comparison with a measured plan that is no larger says
-that it is worse even under the optimistic end of the interval.
+candidate climbs on while the paired interval of its difference to a measured plan that is no
+larger leaves a chance that it is no worse on the whole text.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats
+from autocomp.evaluate.intervals import SpreadPrior, paired
 
-CONFIDENCE = 0.95
-MIN_RATIO = {True: 1.6, False: 1.15}
+FALSE_STOPS = 0.05
+MIN_UNITS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +34,29 @@ class Ladder:
         return self.windows[-1]
 
 
-def clearly_worse(candidate: Sequence[float], rival: Sequence[float]) -> bool:
-    """Whether a candidate is worse than a rival on common windows beyond doubt.
+def clearly_worse(
+    candidate: Sequence[float],
+    rival: Sequence[float],
+    *,
+    total: int,
+    prior: SpreadPrior | None,
+) -> bool:
+    """Whether the units read so far leave no chance that a candidate is no worse than a rival.
 
-    The test is one-sided and paired on ``log(KL)`` a window: with differences ``d_w`` over ``n``
-    windows the candidate stops when ``mean(d) − t_{0.95,n−1} · sd(d)/√n > 0`` *and* its mean is
-    larger by a margin that is wider when there are few windows, because a standard error from two
-    windows says little.
+    The candidate stops where the one-sided paired bound ``d̄ − t₀.₉₅ · s/√n · √(1 − n/N)`` of
+    :func:`autocomp.evaluate.intervals.paired` is above 0. A candidate that is as good as the rival
+    on the whole text is stopped at a rung with a probability of at most 5 %, a better one with
+    less. That is over the draw of the windows: since all candidates read the same ones, their
+    false stops come together. Over ``k`` rungs below the top it is at most ``k`` times as much.
+    Fewer than three units decide nothing without a prior.
 
     Args:
-        candidate: KL of each window, nats a token.
-        rival: KL of at least those windows.
+        candidate: Loss of each unit, in ladder order.
+        rival: Loss of at least those units.
+        total: Units of the top rung.
+        prior: Spread of the study's pairs, once there are fully measured plans.
     """
-    count = min(len(candidate), len(rival))
-    mine = np.maximum(np.asarray(candidate[:count]), 1e-9)
-    theirs = np.maximum(np.asarray(rival[:count]), 1e-9)
-    if mine.mean() < MIN_RATIO[count < 6] * theirs.mean():
+    if prior is None and len(candidate) < MIN_UNITS:
         return False
-    if count < 3:
-        return True
-    difference = np.log(mine) - np.log(theirs)
-    error = difference.std(ddof=1) / math.sqrt(count)
-    return bool(difference.mean() - stats.t.ppf(CONFIDENCE, count - 1) * error > 0)
+    bounds = paired(candidate, rival, total=total, prior=prior, confidence=1 - 2 * FALSE_STOPS)
+    return bounds.low > 0

@@ -134,6 +134,14 @@ class Format(ABC):
         """Bytes of the stored tensors, exactly."""
         return sum(info.nbytes for info in self.tensors().values())
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector by what is stored: ``out · in`` unless overridden.
+
+        What only decodes the weight is left out, so codes count as the numbers they stand for.
+        """
+        return self.shape[0] * self.shape[1]
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form that :func:`format_from_json` reads back."""
         values = {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}

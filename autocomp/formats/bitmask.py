@@ -60,6 +60,11 @@ class Bitmask(Format):
         mask = TensorInfo((self.shape[0], packed_bytes(self.shape[1], 1)), "uint8")
         return {"mask": mask, **value_tensors(self.shape, self.kept, self.dtype, self.grid)}
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector: by the kept weights only."""
+        return self.kept
+
     def pack(
         self, mask: Tensor, dense: Tensor, scale: Tensor | None = None, zero: Tensor | None = None
     ) -> CompressedWeight:

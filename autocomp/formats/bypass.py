@@ -24,6 +24,11 @@ class Bypass(Format):
         """Return no tensors."""
         return {}
 
+    @property
+    def multiply_adds(self) -> int:
+        """Return 0."""
+        return 0
+
     def pack(self) -> CompressedWeight:
         """Return the empty weight."""
         return CompressedWeight(self, {})

@@ -56,6 +56,11 @@ class Factors(Format):
             for name, info in layout.tensors().items()
         }
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector by one factor, then by the other."""
+        return self.left.multiply_adds + self.right.multiply_adds
+
     def pack(self, left: CompressedWeight, right: CompressedWeight) -> CompressedWeight:
         """Store two compressed factors.
 

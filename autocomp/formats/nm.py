@@ -86,6 +86,11 @@ class NM(Format):
             **value_tensors(self.shape, self.kept, self.dtype, self.grid),
         }
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector: by the kept weights only."""
+        return self.kept
+
     def pack(
         self, mask: Tensor, dense: Tensor, scale: Tensor | None = None, zero: Tensor | None = None
     ) -> CompressedWeight:

@@ -61,6 +61,12 @@ class Prepared(Format):
             for name, info in part.tensors().items()
         }
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector by the input step and by the inner weight."""
+        step = 0 if self.input is None else self.input.multiply_adds
+        return step + self.inner.multiply_adds
+
     def pack(
         self,
         inner: CompressedWeight,

@@ -45,6 +45,11 @@ class Step(ABC):
         """Return the stored tensors by local name; none by default."""
         return {}
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector by matrices; what works by elements counts none."""
+        return 0
+
     @abstractmethod
     def apply(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return ``T x`` for inputs (…, in), in their dtype; computed in fp32."""
@@ -135,6 +140,12 @@ class Rotation(Step):
         """
         if self.kind not in ROTATIONS:
             raise PlanError(f"a rotation is {' or '.join(ROTATIONS)}, got {self.kind!r}.")
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector by the factors: ``in · Σ size(Fᵢ)``."""
+        factors, *_ = self._parts(torch.empty(0))
+        return self.in_features * sum(len(factor) for factor in factors)
 
     def apply(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return ``T x``."""

@@ -47,6 +47,11 @@ class Sum(Format):
             for name, info in part.tensors().items()
         }
 
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of one input vector by both parts."""
+        return self.base.multiply_adds + self.correction.multiply_adds
+
     def pack(self, base: CompressedWeight, correction: CompressedWeight) -> CompressedWeight:
         """Store two compressed weights.
 

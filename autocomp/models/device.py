@@ -1,5 +1,6 @@
 """Which device and which dtype a body runs in."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,13 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Return the memory that a device has in all, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def body_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype for forward passes: bf16 where the hardware multiplies it, else fp32."""
     if device.type == "cuda":
@@ -41,6 +49,20 @@ def body_dtype(device: torch.device) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of a name; ``auto`` is :func:`body_dtype`.
+
+    Raises:
+        ConfigError: If the name is none of ``auto``, ``float32``, ``bfloat16``.
+    """
+    if name == "auto":
+        return body_dtype(device)
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"unknown dtype {name!r}; use auto, float32 or bfloat16.")
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 @contextmanager

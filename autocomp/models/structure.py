@@ -216,6 +216,15 @@ def _body(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     return lists[0]
 
 
+def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the decoder blocks of a model in any state: packed, or with bypasses.
+
+    Raises:
+        UnsupportedError: If they are not one list.
+    """
+    return list(_body(model)[1])
+
+
 def _attention_and_mlp(model: PreTrainedModel, block: nn.Module) -> list[Part]:
     """Return a block's two sub-blocks; the attention is the one that knows its cache index."""
     if any(parameter.dim() > 2 for parameter in block.parameters()):

@@ -5,10 +5,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from autocomp.core.metric import KL, positive, short_name
 from autocomp.report.bits import BitsMap
 from autocomp.report.front import FrontInfo, Point
 from autocomp.report.palette import colours, optional
-from autocomp.report.table import describe, megabytes, number
+from autocomp.report.table import axis_title, describe, drawn, megabytes, number
 
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -36,6 +37,9 @@ def render_html(info: FrontInfo, path: Path, bits: BitsMap | None = None) -> Non
     template = resources.files("autocomp.report").joinpath("report.html.j2").read_text("utf-8")
     page = environment.from_string(template).render(
         info=info,
+        loss=short_name(info.metric),
+        unit=", nats" if info.metric == KL else "",
+        conclusion=info.conclusion.lines(info.metric),
         bits=bits,
         subtitle=describe(info.settings),
         best=info.point(info.best),
@@ -64,24 +68,25 @@ def _front_figure(info: FrontInfo) -> Any:
     figure = graph.Figure()
     front = [p for p in info.points if p.on_front]
     figure.add_scatter(
-        x=[p.weight_bytes / 1e6 for p in front], y=[p.kl_nats for p in front], mode="lines",
+        x=[p.weight_bytes / 1e6 for p in front], y=[positive(p.loss) for p in front], mode="lines",
         line={"color": "#7b8794", "width": 1.5, "shape": "hv"}, name="front (searched)",
         hoverinfo="skip",
     )  # fmt: skip
     for family, colour in colours(p.family for p in info.points).items():
         members = [p for p in info.points if p.family == family]
         figure.add_scatter(
-            x=[p.weight_bytes / 1e6 for p in members], y=[p.kl_nats for p in members],
-            mode="markers", name=family, text=[_hover(p) for p in members], hoverinfo="text",
+            x=[p.weight_bytes / 1e6 for p in members], y=[positive(p.loss) for p in members],
+            mode="markers", name=family,
+            text=[_hover(info.metric, p) for p in members], hoverinfo="text",
             marker={"color": colour, "size": 9, "opacity": 0.8,
                     "line": {"width": 1, "color": "white"}},
         )  # fmt: skip
-    done = [p for p in info.points if p.heldout_kl_nats is not None]
+    done = [p for p in info.points if p.heldout_loss is not None]
     figure.add_scatter(
-        x=[(p.file_bytes or 0) / 1e6 for p in done], y=[p.heldout_kl_nats for p in done],
+        x=[(p.file_bytes or 0) / 1e6 for p in done], y=[drawn(p.heldout_loss) for p in done],
         error_y={"array": [p.heldout_se or 0.0 for p in done], "thickness": 1},
         mode="markers", name="finished, held-out",
-        text=[_hover(p) for p in done], hoverinfo="text",
+        text=[_hover(info.metric, p) for p in done], hoverinfo="text",
         marker={"symbol": "circle-open", "size": 14, "color": "#1f2933", "line": {"width": 1.5}},
     )  # fmt: skip
     for trial, symbol, name in (
@@ -91,8 +96,8 @@ def _front_figure(info: FrontInfo) -> Any:
         point = info.point(trial)
         if point is not None:
             figure.add_scatter(
-                x=[(point.file_bytes or 0) / 1e6], y=[point.heldout_kl_nats], mode="markers",
-                name=name, text=[_hover(point)], hoverinfo="text",
+                x=[(point.file_bytes or 0) / 1e6], y=[drawn(point.heldout_loss)], mode="markers",
+                name=name, text=[_hover(info.metric, point)], hoverinfo="text",
                 marker={"symbol": symbol, "size": 15, "color": "#f0b429",
                         "line": {"width": 1.5, "color": "#1f2933"}},
             )  # fmt: skip
@@ -103,22 +108,21 @@ def _front_figure(info: FrontInfo) -> Any:
         )  # fmt: skip
     figure.update_layout(LAYOUT, height=520)
     figure.update_xaxes(title="weight file, MB")
-    figure.update_yaxes(
-        title="KL from the base model, nats a token", type="log", minor_showgrid=True
-    )
+    figure.update_yaxes(title=axis_title(info.metric), type="log", minor_showgrid=True)
     return figure
 
 
-def _hover(point: Point) -> str:
+def _hover(metric: str, point: Point) -> str:
+    name = short_name(metric)
     lines = [
         f"<b>trial {point.trial}</b> · {point.family}",
         f"from {point.origin}",
-        f"searched: {megabytes(point.weight_bytes)} MB, KL {number(point.kl_nats)}",
+        f"searched: {megabytes(point.weight_bytes)} MB, {name} {number(point.loss)}",
     ]
-    if point.heldout_kl_nats is not None:
+    if point.heldout_loss is not None:
         lines.append(
-            f"finished: {megabytes(point.file_bytes)} MB, held-out KL "
-            f"{number(point.heldout_kl_nats)} ± {number(point.heldout_se)}, "
+            f"finished: {megabytes(point.file_bytes)} MB, held-out {name} "
+            f"{number(point.heldout_loss)} ± {number(point.heldout_se)}, "
             f"perplexity {number(point.perplexity, 3)}"
         )
     return "<br>".join(lines)

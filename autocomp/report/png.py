@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from autocomp.core.metric import positive
 from autocomp.report.front import FrontInfo, Point
 from autocomp.report.palette import colours, optional
-from autocomp.report.table import describe
+from autocomp.report.table import axis_title, describe, drawn
 
 
 def render_png(info: FrontInfo, path: Path) -> None:
-    """Draw bytes against KL (log scale): trials by family, the front, finished plans, the budget.
+    """Draw bytes against loss (log scale): trials by family, the front, finished plans, budget.
 
     Raises:
         ConfigError: If matplotlib is not installed.
@@ -24,11 +25,11 @@ def render_png(info: FrontInfo, path: Path) -> None:
         *_searched([p for p in info.points if p.on_front]),
         where="post", color="#444444", linewidth=1, zorder=2, label="front (searched)",
     )  # fmt: skip
-    done = [p for p in info.points if p.heldout_kl_nats is not None]
+    done = [p for p in info.points if p.heldout_loss is not None]
     if done:
         axes.errorbar(
             [(p.file_bytes or 0) / 1e6 for p in done],
-            [p.heldout_kl_nats for p in done],
+            [drawn(p.heldout_loss) for p in done],
             yerr=[p.heldout_se or 0.0 for p in done],
             fmt="o", mfc="none", color="black", ms=8, capsize=3, zorder=4,
             label="finished, held-out",
@@ -40,7 +41,7 @@ def render_png(info: FrontInfo, path: Path) -> None:
         point = info.point(trial)
         if point is not None:
             axes.plot(
-                (point.file_bytes or 0) / 1e6, point.heldout_kl_nats,
+                (point.file_bytes or 0) / 1e6, drawn(point.heldout_loss),
                 marker, ms=13 if marker == "*" else 8,
                 color="black", ls="none", zorder=5, label=label,
             )  # fmt: skip
@@ -52,7 +53,7 @@ def render_png(info: FrontInfo, path: Path) -> None:
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(plain)
     axes.set_xlabel("weight file, MB")
-    axes.set_ylabel("KL from the base model, nats a token")
+    axes.set_ylabel(axis_title(info.metric))
     axes.set_title(describe(info.settings), fontsize=8, loc="left")
     axes.tick_params(labelsize=8)
     axes.tick_params(axis="y", which="minor", labelsize=7)
@@ -63,4 +64,4 @@ def render_png(info: FrontInfo, path: Path) -> None:
 
 
 def _searched(points: list[Point]) -> tuple[list[float], list[float]]:
-    return [p.weight_bytes / 1e6 for p in points], [p.kl_nats for p in points]
+    return [p.weight_bytes / 1e6 for p in points], [positive(p.loss) for p in points]

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autocomp.core.metric import KL, positive, short_name, unit_of
 from autocomp.report.front import FrontInfo, Point
 
 
@@ -18,6 +19,17 @@ def megabytes(count: float | None) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with fixed digits; a dash for ``None``."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def axis_title(metric: str) -> str:
+    """Return the title of an axis of a metric."""
+    name = "KL from the base model" if metric == KL else metric
+    return f"{name}, {unit_of(metric)}"
+
+
+def drawn(loss: float | None) -> float | None:
+    """Return a loss as it is drawn on a logarithmic axis."""
+    return None if loss is None else positive(loss)
 
 
 def describe(settings: Mapping[str, Any]) -> str:
@@ -34,19 +46,27 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 def render_table(info: FrontInfo) -> RenderableType:
     """Return the front table with separate searched and finished columns."""
-    caption = f"{describe(info.settings)} · KL in nats a token"
+    name = short_name(info.metric)
+    caption = f"{describe(info.settings)} · {name} in {unit_of(info.metric)}"
     table = Table(title="Front", caption=caption, title_justify="left")
     table.add_column("trial", justify="right")
     table.add_column("family", no_wrap=True)
     table.add_column("from", no_wrap=True)
-    for heading in ("MB\nsearched", "KL\nsearched", "MB\nfile", "KL\nheld-out", "ppl"):
+    headings = ["MB\nsearched", f"{name}\nsearched", "MB\nfile", f"{name}\nheld-out"]
+    if info.metric != KL:
+        headings.append("KL\nheld-out")
+    for heading in (*headings, "ppl"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for point in info.front:
-        table.add_row(*_cells(point), _mark(info, point), style=_style(info, point))
+        cells = _cells(point, with_kl=info.metric != KL)
+        table.add_row(*cells, _mark(info, point), style=_style(info, point))
     parts: list[RenderableType] = [table]
     if info.rank_correlation is not None:
-        parts.append(Text(f"rank correlation searched/held-out KL: {info.rank_correlation:.2f}"))
+        parts.append(
+            Text(f"rank correlation searched/held-out {name}: {info.rank_correlation:.2f}")
+        )
+    parts += map(Text, info.conclusion.lines(info.metric))
     return Group(*parts)
 
 
@@ -54,7 +74,8 @@ def render_families(info: FrontInfo) -> Table:
     """Return what each family costs in KL at equal bytes."""
     table = Table(title="Families at equal bytes", title_justify="left")
     table.add_column("family", no_wrap=True)
-    for heading in ("measured", "best trial", "MB", "KL nats", "× best"):
+    value = "KL nats" if info.metric == KL else info.metric
+    for heading in ("measured", "best trial", "MB", value, "× best"):
         table.add_column(heading, justify="right")
     for row in info.families:
         table.add_row(
@@ -62,7 +83,7 @@ def render_families(info: FrontInfo) -> Table:
             str(row["measured"]),
             str(row["trial"]),
             megabytes(row["weight_bytes"]),
-            number(row["kl_nats"]),
+            number(row[info.metric]),
             number(row["over_best"], 2),
         )
     return table
@@ -84,8 +105,8 @@ def render_timings(timings: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cells(point: Point) -> tuple[str, ...]:
-    heldout = number(point.heldout_kl_nats)
+def _cells(point: Point, *, with_kl: bool) -> tuple[str, ...]:
+    heldout = number(point.heldout_loss)
     if point.heldout_se is not None:
         heldout += f" ±{point.heldout_se:.4f}"
     return (
@@ -93,9 +114,10 @@ def _cells(point: Point) -> tuple[str, ...]:
         point.family,
         point.origin,
         megabytes(point.weight_bytes),
-        number(point.kl_nats),
+        number(point.loss),
         megabytes(point.file_bytes),
         heldout,
+        *([number(point.heldout_kl_nats)] if with_kl else []),
         number(point.perplexity, 3),
     )
 

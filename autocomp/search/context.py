@@ -12,7 +12,7 @@ from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
 from autocomp.core.variant import PARAMETER
-from autocomp.search.correction import Effects, fit
+from autocomp.search.correction import SPREAD, Effects, fit
 from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution, smallest, solve
 
 KIND_OF_SLOT = {
@@ -50,8 +50,8 @@ class Told(Protocol):
         """``COMPLETE`` when measured to the top rung."""
 
     @property
-    def kl_nats(self) -> float | None:
-        """KL at the highest rung that was reached, nats a token."""
+    def loss(self) -> float | None:
+        """The study's metric at the highest rung that was reached."""
 
 
 class Space(Protocol):
@@ -130,6 +130,7 @@ class SearchContext:
         family_of: Family of a plan, such as ``bypassed+sparse``.
         schedule: How the trials are divided.
         variant: The variant of the model that this is of: the value of the trials' parameter.
+        common: Prior standard deviation of the effect that all options share.
     """
 
     space: Space
@@ -141,6 +142,7 @@ class SearchContext:
     family_of: Callable[[Plan], str]
     schedule: Schedule = field(default_factory=Schedule)
     variant: int = 0
+    common: float = SPREAD["common"]
 
     def owns(self, params: Mapping[str, int]) -> bool:
         """Return whether parameters are of this variant."""
@@ -149,7 +151,7 @@ class SearchContext:
     @cached_property
     def effects(self) -> Effects:
         """The effects of the correction."""
-        return Effects.of(self.problem, self.classes, self.roles)
+        return Effects.of(self.problem, self.classes, self.roles, self.common)
 
     @cached_property
     def uniforms(self) -> tuple[Solution, ...]:

@@ -4,16 +4,18 @@ The score of an option is a local prediction of its KL; assembled models are wor
 differ between classes of options (measured on one model: 2 at 4 bits, 4.5 at 2 bits). The
 correction is
 
-    log KL(plan) = log (fixed + Σ_{i in plan} κ_i · score_i)
-    log κ_i      = log κ₀(class) + effects of (everything, class, role, site, option)
+    log loss(plan) = log (fixed + Σ_{i in plan} κ_i · score_i)
+    log κ_i        = log κ₀(class) + effects of (everything, class, role, site, option)
 
-with independent normal priors on the effects; ``fixed`` is the KL of a variant before anything is
-compressed, and what was learned on the first variant moves the priors of the others. Few plans
-are measured and there are thousands of options, so a plan moves mostly the wide, shared effects,
-and the site effects of what it changed. The posterior mode is found by Gauss-Newton steps in the
+with independent normal priors on the effects; ``fixed`` is the loss of a variant before anything
+is compressed: its KL, or the error that the model makes on tasks anyway. What was learned on the
+first variant moves the priors of the others. Few plans are measured and there are thousands of
+options, so a plan moves mostly the wide, shared effects, and the site effects of what it changed.
+Where the loss is no KL, the effect of everything is first of all what a nat of KL costs in it,
+so its prior is wide. The posterior mode is found by Gauss-Newton steps in the
 space of the measurements,
 
-    x ← P Jᵀ (J P Jᵀ + N)⁻¹ (log KL − f(x) + J x),
+    x ← P Jᵀ (J P Jᵀ + N)⁻¹ (log loss − f(x) + J x),
 
 with P the prior variances, N the noise variances and J = ∂f/∂x at the current x; a sample from the
 linearised posterior follows from a prior sample by Matheron's rule. Both cost milliseconds for a
@@ -32,14 +34,18 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 
+from autocomp.core.metric import positive
 from autocomp.core.spec import LayerSpec
 from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution
 
 SPREAD = {"common": 0.7, "class": 0.7, "role": 0.3, "site": 0.4, "option": 0.2}
 """Prior standard deviations of the effects on log κ."""
 
+UNKNOWN_UNIT = 2.5
+"""That of the common effect where the loss is not in the unit of the scores, nats."""
+
 _DRIFT = 0.25
-"""Noise per unit of |log KL − log focus|: far plans say little about the plans that matter."""
+"""Noise per unit of |log loss − log focus|: far plans say little about the plans that matter."""
 
 _STEPS = 30
 _TINY = 1e-30
@@ -79,18 +85,18 @@ def prior_factor(name: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """One plan and the KL that was measured for it.
+    """One plan and the loss that was measured for it.
 
     Args:
         choice: Option of each group, shape (groups,).
         bypassed: Dropped sub-blocks, shape (bypasses,).
-        kl_nats: Measured KL, nats a token; positive.
-        relative_error: Standard error of log KL, such as 0.02 at the top rung.
+        loss: Measured loss.
+        relative_error: Standard error of its logarithm, such as 0.02 at the top rung.
     """
 
     choice: Ints
     bypassed: Bools
-    kl_nats: float
+    loss: float
     relative_error: float = 0.02
 
 
@@ -120,6 +126,7 @@ class Effects:
         problem: Problem,
         classes: Mapping[str, Sequence[str]],
         roles: Mapping[str, str],
+        common: float = SPREAD["common"],
     ) -> "Effects":
         """Return the effects of a problem.
 
@@ -127,6 +134,7 @@ class Effects:
             problem: Uncorrected scores.
             classes: Class of each option by group name; sub-blocks are of class ``bypass``.
             roles: Role of each group and sub-block by name; a missing one shares a nameless role.
+            common: Prior standard deviation of the effect that all options share.
         """
         width = problem.score.shape[1]
         number: dict[tuple[str, str], int] = {}
@@ -148,7 +156,8 @@ class Effects:
         design = csr_array(
             (np.ones(len(rows)), (rows, columns)), shape=(len(log_prior), len(number))
         )
-        spread = np.array([SPREAD[kind] for kind, _ in number])
+        widths = SPREAD | {"common": common}
+        spread = np.array([widths[kind] for kind, _ in number])
         return cls(problem, log_prior, design, spread, tuple(number))
 
     def informed_by(self, other: "Correction") -> "Effects":
@@ -179,8 +188,8 @@ class Correction:
         mode: Posterior mode of the effects, shape (effects,).
         gain: P Jᵀ (J P Jᵀ + N)⁻¹, shape (effects, plans).
         jacobian: J, shape (plans, effects).
-        noise: Standard deviation of each measured log KL, shape (plans,).
-        leave_one_out: Root mean square error of log KL when each plan is predicted from the
+        noise: Standard deviation of each measured log loss, shape (plans,).
+        leave_one_out: Root mean square error of log loss when each plan is predicted from the
             others; NaN for fewer than two plans.
     """
 
@@ -230,30 +239,28 @@ class Correction:
         )
 
     def predict(self, solution: Solution) -> float:
-        """Return the predicted KL of a plan, nats a token: that of the posterior mode."""
+        """Return the predicted loss of a plan: that of the posterior mode."""
         row = self.effects.row(solution.choice, solution.bypassed)
         return self.effects.problem.fixed_score + float(row @ np.exp(self._log(self.mode)))
 
 
-def fit(
-    effects: Effects, plans: Sequence[Evidence], focus_nats: float | None = None
-) -> Correction:
+def fit(effects: Effects, plans: Sequence[Evidence], focus: float | None = None) -> Correction:
     """Fit the factors to measured plans.
 
     Args:
         effects: What may be corrected.
-        plans: Measured plans; those without a positive, finite KL are left out.
-        focus_nats: KL near which predictions should be right; the lowest measured one by default.
+        plans: Measured plans; those without a finite loss are left out.
+        focus: Loss near which predictions should be right; the lowest measured one by default.
     """
-    plans = [plan for plan in plans if np.isfinite(plan.kl_nats) and plan.kl_nats > 0]
+    plans = [plan for plan in plans if np.isfinite(plan.loss)]
     size = len(effects.spread)
     if not plans:
         none = np.zeros((0, size))
         return Correction(effects, np.zeros(size), none.T, none, np.zeros(0), float("nan"))
-    target = np.log([plan.kl_nats for plan in plans])
-    focus = target.min() if focus_nats is None else np.log(focus_nats)
+    target = np.log([positive(plan.loss) for plan in plans])
+    centre = target.min() if focus is None else np.log(positive(focus))
     error = np.array([plan.relative_error for plan in plans])
-    noise = np.hypot(error, _DRIFT * np.abs(target - focus))
+    noise = np.hypot(error, _DRIFT * np.abs(target - centre))
     rows = np.stack([effects.row(plan.choice, plan.bypassed) for plan in plans])
     variance = effects.spread**2
 

@@ -2,11 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autocomp.core.errors import NumericalError
 from autocomp.core.plan import Plan
+from autocomp.evaluate.record import DataRead, Efficiency, Measurement, Metric, hardware
+from autocomp.evaluate.summary import mean_metric
+from autocomp.search.objectives import Objective
 from autocomp.search.workbench import Workbench
 
 
@@ -15,62 +18,107 @@ class Outcome:
     """What measuring a plan gave.
 
     Args:
-        window_kl: KL of every window that was read, nats a token, in ladder order.
+        unit_loss: Loss of every unit that was read, in ladder order.
         complete: Whether the top rung was read.
-        tokens: Text read, tokens.
+        tokens: Tokens read.
         seconds: Wall time.
-        stages: Wall seconds by stage: ``assemble`` and one ``rung <tokens>`` each.
+        stages: Wall seconds by stage: ``assemble`` and one ``rung <units>`` each.
+        measurement: The record of it.
     """
 
-    window_kl: tuple[float, ...]
+    unit_loss: tuple[float, ...]
     complete: bool
     tokens: int
     seconds: float
     stages: dict[str, float]
+    measurement: Measurement
 
     @property
-    def kl_nats(self) -> float:
-        """Mean KL over the windows read, nats a token."""
-        return math.fsum(self.window_kl) / len(self.window_kl)
+    def loss(self) -> float:
+        """Mean loss over the units read."""
+        return math.fsum(self.unit_loss) / len(self.unit_loss)
 
 
 def evaluate_plan(
-    bench: Workbench, plan: Plan, stop: Callable[[Sequence[float]], bool]
+    objective: Objective,
+    bench: Workbench,
+    plan: Plan,
+    stop: Callable[[Sequence[float]], bool] = lambda losses: False,
 ) -> Outcome:
-    """Assemble a plan and climb the ladder.
+    """Assemble a plan and climb the ladder of an objective.
 
     Args:
-        bench: The loaded base model.
+        objective: What is measured.
+        bench: The loaded model of the plan's variant.
         plan: The candidate.
-        stop: Asked after every rung but the last with the KL of each window so far.
+        stop: Asked after every rung but the last with the loss of each unit so far; never stops
+            when not given.
 
     Raises:
-        NumericalError: If a window's KL is not finite.
+        NumericalError: If the loss of a unit is not finite.
     """
     started = time.perf_counter()
     stages: dict[str, float] = {}
-    meter = bench.search_meter
+    objective.prepare()
     bench.candidate.apply(plan, bench.operands)
     stages["assemble"] = time.perf_counter() - started
-    token = bench.head_token(plan.layers)
-    kl: list[float] = []
+    losses: list[float] = []
     tokens = 0
-    for count in bench.ladder.windows:
+    for count in objective.ladder:
         begun = time.perf_counter()
-        scores = meter.measure(bench.model, range(len(kl), count), head_token=token)
-        kl.extend(scores.kl_nats)
-        tokens += len(scores.kl_nats) * bench.ladder.length
-        stages[f"rung {count * bench.ladder.length}"] = time.perf_counter() - begun
-        if not all(map(math.isfinite, kl)):
+        found, read = objective.measure(bench, plan, len(losses), count)
+        losses.extend(found)
+        tokens += read
+        stages[f"rung {count} {objective.unit}s"] = time.perf_counter() - begun
+        if not all(map(math.isfinite, losses)):
             raise NumericalError(
-                f"the KL of plan {plan.digest[:12]} is not finite after {tokens} tokens."
+                f"{objective.name} of plan {plan.digest[:12]} is not finite after {tokens} tokens."
             )
-        if count < bench.ladder.full and stop(kl):
+        if count < objective.ladder[-1] and stop(losses):
             break
+    seconds = time.perf_counter() - started
     return Outcome(
-        window_kl=tuple(kl),
-        complete=len(kl) == bench.ladder.full,
+        unit_loss=tuple(losses),
+        complete=len(losses) == objective.ladder[-1],
         tokens=tokens,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         stages=stages,
+        measurement=measured_on(
+            bench,
+            {objective.name: mean_metric(losses)},
+            objective.read(len(losses), tokens),
+            seconds,
+            floor_nats=objective.floor_nats,
+        ),
+    )
+
+
+def measured_on(
+    bench: Workbench,
+    metrics: Mapping[str, Metric],
+    data: DataRead,
+    seconds: float,
+    *,
+    floor_nats: float | None = None,
+    efficiency: Efficiency | None = None,
+) -> Measurement:
+    """Return the record of a measurement on the machine of a workbench.
+
+    Args:
+        bench: The workbench.
+        metrics: What was measured, by name.
+        data: What was read.
+        seconds: Wall time.
+        floor_nats: What was subtracted from every KL.
+        efficiency: Size and operations of the model.
+    """
+    return Measurement(
+        metrics=metrics,
+        data=data,
+        dtype=str(bench.dtype).removeprefix("torch."),
+        device=bench.device.type,
+        hardware=hardware(bench.device),
+        seconds=seconds,
+        floor_nats=floor_nats,
+        efficiency=efficiency,
     )

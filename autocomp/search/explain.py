@@ -1,9 +1,11 @@
 """Why a layer got its bits: a plan layer by layer, with the marginal cost of every alternative."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from autocomp.core.errors import ConfigError
+from autocomp.core.metric import KL
 from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import site_bytes, weight_bytes
 from autocomp.search.correction import Correction
@@ -23,17 +25,17 @@ class Alternative:
     Args:
         token: Its spec.
         delta_bytes: Bytes more (or fewer, negative) than the chosen option.
-        delta_kl_nats: Predicted change of KL, corrected by what the study measured.
+        delta_loss: Predicted change of the loss, corrected by what the study measured.
     """
 
     token: str
     delta_bytes: int
-    delta_kl_nats: float
+    delta_loss: float
 
     @property
-    def nats_per_megabyte(self) -> float:
-        """Price: KL gained a megabyte spent, or lost a megabyte saved."""
-        return -self.delta_kl_nats / (self.delta_bytes / 1e6) if self.delta_bytes else 0.0
+    def price(self) -> float:
+        """Loss that a megabyte spent takes off, or a megabyte saved adds."""
+        return -self.delta_loss / (self.delta_bytes / 1e6) if self.delta_bytes else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class PlanRow:
         shape: (out, in) of its weight.
         token: What the plan does.
         bytes: Its bytes in the file; of a cache, its bytes in memory.
-        kl_nats: Predicted KL of it alone, corrected.
+        loss: Predicted loss of it alone, corrected.
         alternatives: The other options, smallest first.
     """
 
@@ -53,7 +55,7 @@ class PlanRow:
     shape: tuple[int, int]
     token: str
     bytes: int
-    kl_nats: float
+    loss: float
     alternatives: tuple[Alternative, ...]
 
 
@@ -64,14 +66,33 @@ class PlanTable:
     Args:
         record: The trial.
         weight_bytes: Exact size of its file.
-        predicted_kl_nats: The corrected score of the whole plan.
+        predicted_loss: The corrected score of the whole plan.
         rows: One a site, in model order.
+        metric: Name of the loss.
     """
 
     record: TrialRecord
     weight_bytes: int
-    predicted_kl_nats: float
+    predicted_loss: float
     rows: tuple[PlanRow, ...]
+    metric: str = KL
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, in which losses bear the metric's name."""
+        return {
+            "trial": self.record.number,
+            "weight_bytes": self.weight_bytes,
+            self.metric: self.record.loss,
+            f"predicted_{self.metric}": self.predicted_loss,
+            "rows": [self._row(row) for row in self.rows],
+        }
+
+    def _row(self, row: PlanRow) -> dict[str, Any]:
+        data = asdict(row)
+        data[self.metric] = data.pop("loss")
+        for alternative in data["alternatives"]:
+            alternative[f"delta_{self.metric}"] = alternative.pop("delta_loss")
+        return data
 
 
 def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
@@ -105,14 +126,14 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
         dropped = plan[bypass.name] != DENSE
         inside = [row for row in rows if row.site in setup.sketch[bypass.name].members]
         saved = sum(row.bytes for row in inside) - bypass.cost
-        lost = problem.bypass_score[index] - sum(row.kl_nats for row in inside)
+        lost = problem.bypass_score[index] - sum(row.loss for row in inside)
         rows.append(
             PlanRow(
                 site=bypass.name,
                 shape=(0, 0),
                 token="bypass" if dropped else "kept",
                 bytes=0 if dropped else -bypass.cost,
-                kl_nats=float(problem.bypass_score[index]) if dropped else 0.0,
+                loss=float(problem.bypass_score[index]) if dropped else 0.0,
                 alternatives=() if dropped else (Alternative("bypass", -int(saved), float(lost)),),
             )
         )
@@ -122,8 +143,9 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
     return PlanTable(
         record=found[0],
         weight_bytes=weight_bytes(setup.sketch, plan),
-        predicted_kl_nats=correction.predict(problem.solution(choice, bypassed)),
+        predicted_loss=correction.predict(problem.solution(choice, bypassed)),
         rows=tuple(rows),
+        metric=study.metric,
     )
 
 

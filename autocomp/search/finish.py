@@ -7,17 +7,13 @@ it produce (Frantar et al. 2022, https://arxiv.org/abs/2210.17323, "true sequent
 o, then gate/up, then down). Then a block method tunes the block's weights together, within their
 formats, so that on those inputs it gives what the original block gives on its own.
 
-The result is an artefact, a native folder in the study directory. What is reported is measured
-from that folder, loaded as a user would load it.
+The result is an artefact, a native folder in the study directory.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from autocomp.calibrate.statistics import block_sites, input_statistics
 from autocomp.calibrate.walker import Batch, BlockWalker
@@ -27,30 +23,11 @@ from autocomp.core.sketch import Site
 from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import weight_bytes
 from autocomp.formats.base import CompressedWeight
-from autocomp.layers.native import load, write_native
+from autocomp.layers.native import write_native
 from autocomp.models.attention import decode_attention
 from autocomp.search.folding import folded, shared_step
 from autocomp.search.tuning import BlockTuner
 from autocomp.search.workbench import SAMPLE_TOKENS, Workbench
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """An artefact measured from its file on held-out text.
-
-    Args:
-        kl_nats: KL to the base, nats a token.
-        kl_se: Standard error over windows.
-        perplexity: Of the text under the artefact.
-        base_perplexity: Of the text under the base model.
-        weight_bytes: Size of the weight file on disk.
-    """
-
-    kl_nats: float
-    kl_se: float
-    perplexity: float
-    base_perplexity: float
-    weight_bytes: int
 
 
 def _stages(bench: Workbench, block: int, plan: Plan) -> Iterator[list[Site]]:
@@ -169,26 +146,3 @@ def write_artefact(
             f"{weight_bytes(bench.sketch, plan)}. This is a defect of autocomp; please report it."
         )
     return folder
-
-
-def measure_artefact(bench: Workbench, folder: Path, plan: Plan, progress: Progress) -> HeldOut:
-    """Load an artefact from its folder and measure it on the held-out text."""
-    meter = bench.heldout_meter
-    count = len(meter.reference.windows)
-    model = load(folder, device=str(bench.device), dtype=bench.dtype)
-    progress.start("measure held-out", meter.reference.windows.numel(), "token")
-    scores = meter.measure(
-        model,
-        range(count),
-        head_token=bench.head_token(plan.layers),
-        advance=progress.advance,
-    )
-    progress.finish()
-    kl = np.asarray(scores.kl_nats)
-    return HeldOut(
-        kl_nats=float(kl.mean()),
-        kl_se=float(kl.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan"),
-        perplexity=float(np.exp(np.mean(scores.nll_nats))),
-        base_perplexity=float(np.exp(np.mean(meter.reference.nll_nats()))),
-        weight_bytes=(folder / "model.safetensors").stat().st_size,
-    )

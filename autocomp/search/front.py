@@ -15,13 +15,13 @@ class FrontPoint:
 
     Args:
         number: Trial number.
-        kl_nats: KL to the base, nats a token.
+        loss: The study's metric, such as KL to the base in nats a token.
         weight_bytes: Size of the weight file, bytes.
         feasible: Whether every constraint holds.
     """
 
     number: int
-    kl_nats: float
+    loss: float
     weight_bytes: int
     feasible: bool = True
 
@@ -44,24 +44,24 @@ class Front:
             return cls(())
         kept = moocore.is_nondominated(_values(feasible), keep_weakly=True)
         chosen = [point for point, keep in zip(feasible, kept, strict=True) if keep]
-        chosen.sort(key=lambda point: (point.weight_bytes, point.kl_nats, point.number))
+        chosen.sort(key=lambda point: (point.weight_bytes, point.loss, point.number))
         return cls(tuple(chosen))
 
-    def hypervolume(self, kl_nats: float, weight_bytes: float) -> float:
-        """Return the area between the front and a reference point, nats·bytes.
+    def hypervolume(self, loss: float, weight_bytes: float) -> float:
+        """Return the area between the front and a reference point, in losses times bytes.
 
         Points beyond the reference count nothing, so a fixed reference makes fronts comparable:
         adding a point never lowers the value.
 
         Args:
-            kl_nats: Reference loss.
+            loss: Reference loss.
             weight_bytes: Reference size.
 
         Reference: Guerreiro, Fonseca, Paquete 2021, https://arxiv.org/abs/2005.00515.
         """
         if not self.points:
             return 0.0
-        reference = (kl_nats, weight_bytes)
+        reference = (loss, weight_bytes)
         return float(moocore.hypervolume(_values(self.points), ref=reference))
 
     def knee(self) -> FrontPoint:
@@ -90,9 +90,9 @@ class Front:
         if not small:
             smallest = f"; the smallest has {self.points[0].weight_bytes}" if self.points else ""
             raise InfeasibleError(f"no measured plan has at most {max_bytes:.0f} bytes{smallest}.")
-        return min(small, key=lambda point: (point.kl_nats, point.weight_bytes, point.number))
+        return min(small, key=lambda point: (point.loss, point.weight_bytes, point.number))
 
 
 def _values(points: Iterable[FrontPoint]) -> np.ndarray:
-    """Return (points, 2) float64: nats, bytes."""
-    return np.array([(point.kl_nats, point.weight_bytes) for point in points], dtype=np.float64)
+    """Return (points, 2) float64: loss, bytes."""
+    return np.array([(point.loss, point.weight_bytes) for point in points], dtype=np.float64)

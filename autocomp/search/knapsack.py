@@ -96,7 +96,7 @@ class Problem:
         groups: The groups, in the order of ``Solution.choice``.
         bypasses: The sub-blocks, in the order of ``Solution.bypassed``.
         fixed_cost: Cost of everything that no decision changes, bytes.
-        fixed_score: KL of the model before any decision, nats; 0 for the base.
+        fixed_score: Loss of the model before any decision; as a KL it is 0 for the base, nats.
     """
 
     groups: tuple[Group, ...]

@@ -121,15 +121,15 @@ def _opening(
 
 
 def best_within(context: SearchContext, told: Sequence[Told], budget: int) -> Told | None:
-    """Return the fully measured trial of a variant with the lowest KL that a budget allows."""
+    """Return the fully measured trial of a variant with the lowest loss that a budget allows."""
 
     def fits(trial: Told) -> bool:
         if not context.owns(trial.params):
             return False
         return context.problem.solution(*context.decisions(trial.params)).cost <= budget
 
-    measured = [t for t in told if t.state == "COMPLETE" and t.kl_nats is not None and fits(t)]
-    return min(measured, key=lambda t: (t.kl_nats, t.logical), default=None)
+    measured = [t for t in told if t.state == "COMPLETE" and t.loss is not None and fits(t)]
+    return min(measured, key=lambda t: (t.loss, t.logical), default=None)
 
 
 def correction_of(
@@ -143,20 +143,20 @@ def correction_of(
     Args:
         context: The variant.
         told: Trials of any variant.
-        focus: Where it should be sharpest: near the KL of this trial.
+        focus: Where it should be sharpest: near the loss of this trial.
         prior: The correction of the first variant, for any other.
     """
     plans = [
         Evidence(
             *context.decisions(t.params),
-            kl_nats=t.kl_nats,
+            loss=t.loss,
             relative_error=FULL_ERROR if t.state == "COMPLETE" else STOPPED_ERROR,
         )
         for t in told
-        if t.kl_nats is not None and context.owns(t.params)
+        if t.loss is not None and context.owns(t.params)
     ]
     effects = context.effects if prior is None else context.effects.informed_by(prior)
-    return fit(effects, plans, focus.kl_nats if focus else None)
+    return fit(effects, plans, focus.loss if focus else None)
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,14 @@ class _Outlook:
     correction: Correction
 
     def promise(self, rng: np.random.Generator) -> float:
-        """Draw the KL that the variant's next plan may reach, nats a token."""
+        """Draw the loss that the variant's next plan may reach."""
         problem = self.correction.apply()
         if smallest(problem).cost > self.budget:
             return float("inf")
         found = solve(problem, self.budget)
         drawn = self.correction.apply(self.correction.sampled_factors(rng))
         value = drawn.solution(found.choice, found.bypassed).score
-        best = self.best.kl_nats if self.best is not None else None
+        best = self.best.loss if self.best is not None else None
         return value if best is None else min(best, value)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from autocomp.core.metric import KL, short_name
 from autocomp.core.plan import Plan
 
 FIDELITY = "fidelity"
@@ -53,33 +54,36 @@ class NewTrial:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A KL on a prefix of the search text.
+    """The loss on a prefix of what the search reads.
 
     Args:
-        kl_nats: Mean KL to the base, nats a token.
-        window_kl: KL of each window, nats a token.
-        tokens: Tokens read; the rung.
+        loss: Mean of the study's metric over units, such as KL to the base in nats a token.
+        unit_loss: The same of each unit: a window, or an example of a task.
+        tokens: Tokens read.
         seconds: Wall time of the evaluation.
+        measurement: JSON of the :class:`~autocomp.evaluate.record.Measurement`.
     """
 
-    kl_nats: float
-    window_kl: tuple[float, ...] = ()
+    loss: float
+    unit_loss: tuple[float, ...] = ()
     tokens: int = 0
     seconds: float = 0.0
+    measurement: Mapping[str, Any] = field(default_factory=dict)
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self, metric: str) -> dict[str, Any]:
         """Return the user attributes of a trial so measured."""
         return {
-            "kl_nats": self.kl_nats,
-            "window_kl": list(self.window_kl),
+            metric: self.loss,
+            "unit_loss": list(self.unit_loss),
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "measurement": dict(self.measurement),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRecord:
-    """A finished artefact, measured from its file on held-out text.
+    """A finished artefact, measured from its file on held-out text, and held-out examples.
 
     Args:
         number: Trial number.
@@ -88,14 +92,20 @@ class FinishedRecord:
         heldout_se: Standard error of that mean over windows.
         perplexity: Of the held-out text under the artefact.
         weight_bytes: Size of the weight file on disk.
+        heldout_loss: The study's metric on what was held out for it; the KL where that is it.
+        heldout_loss_se: Standard error of that mean over units.
+        metric: Name of the study's metric.
+        unit_loss: The metric of each held-out unit, to compare artefacts in pairs.
         base_perplexity: Of the same text under the base model.
         corpus: Name of the text.
         window: Window length, tokens.
         tokens: Held-out tokens read.
+        calibration_tokens: Calibration tokens that finishing read.
         seconds: Wall time of finishing and measuring.
         finish: Token of what tuned its blocks, or ``none``.
         recovery: Token of the training that made it from the plainly finished one; empty for
             that one.
+        measurements: JSON of each :class:`~autocomp.evaluate.record.Measurement`.
     """
 
     number: int
@@ -104,27 +114,57 @@ class FinishedRecord:
     heldout_se: float
     perplexity: float
     weight_bytes: int
+    heldout_loss: float
+    heldout_loss_se: float
+    metric: str = KL
+    unit_loss: tuple[float, ...] = field(default=(), repr=False)
     base_perplexity: float | None = None
     corpus: str = ""
     window: int = 0
     tokens: int = 0
+    calibration_tokens: int = 0
     seconds: float = 0.0
     finish: str = ""
     recovery: str = ""
+    measurements: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
+        """Return the JSON form, in which the loss bears the metric's name."""
+        data = asdict(self)
+        loss, error = data.pop("heldout_loss"), data.pop("heldout_loss_se")
+        if self.metric != KL:
+            data |= {f"heldout_{self.metric}": loss, f"heldout_{self.metric}_se": error}
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "FinishedRecord":
         """Return the record of its JSON form."""
-        return cls(**data)
+        rest, metric = dict(data), data.get("metric", KL)
+        loss, error = rest["heldout_kl_nats"], rest["heldout_se"]
+        if metric != KL:
+            loss, error = rest.pop(f"heldout_{metric}"), rest.pop(f"heldout_{metric}_se")
+        for name in ("unit_loss", "measurements"):
+            rest[name] = tuple(rest.get(name, ()))
+        return cls(**rest, heldout_loss=loss, heldout_loss_se=error)
+
+
+def describe(finished: FinishedRecord) -> str:
+    """Return what a finished artefact measured, in one line."""
+    loss = (
+        f"held-out {short_name(finished.metric)} {finished.heldout_loss:.4f} ± "
+        f"{finished.heldout_loss_se:.4f}"
+    )
+    kl = "" if finished.metric == KL else f", KL {finished.heldout_kl_nats:.4f}"
+    base = "" if finished.base_perplexity is None else f" (base {finished.base_perplexity:.2f})"
+    return (
+        f"{loss}{kl}, perplexity {finished.perplexity:.2f}{base}, "
+        f"{finished.weight_bytes / 1e6:.2f} MB"
+    )
 
 
 def quality(finished: FinishedRecord) -> tuple[float, int, int, str]:
-    """Return what finished artefacts are ordered by, best first: held-out KL, then bytes."""
-    return finished.heldout_kl_nats, finished.weight_bytes, finished.number, finished.recovery
+    """Return what finished artefacts are ordered by, best first: held-out loss, then bytes."""
+    return finished.heldout_loss, finished.weight_bytes, finished.number, finished.recovery
 
 
 @dataclass(frozen=True)
@@ -143,11 +183,12 @@ class TrialRecord:
         params: Option index by group.
         weight_bytes: Size of the weight file, bytes.
         constraints: By name; feasible at ≤ 0.
-        kl_nats: KL on the ``tokens`` read, nats a token; ``None`` if never measured.
-        window_kl: KL of each window, nats a token.
-        tokens: Tokens of the search text read.
+        loss: The study's metric on the ``tokens`` read; ``None`` if never measured.
+        unit_loss: The same of each unit read.
+        tokens: Tokens read.
         reason: Why it was stopped, refused or failed.
         seconds: Wall time of the evaluation.
+        measurement: JSON of the :class:`~autocomp.evaluate.record.Measurement`; empty if none.
         finished: Its artefact, if there is one; the best, where it was trained too.
     """
 
@@ -161,11 +202,12 @@ class TrialRecord:
     params: Mapping[str, int] = field(repr=False)
     weight_bytes: int
     constraints: Mapping[str, float] = field(default_factory=dict)
-    kl_nats: float | None = None
-    window_kl: tuple[float, ...] = field(default=(), repr=False)
+    loss: float | None = None
+    unit_loss: tuple[float, ...] = field(default=(), repr=False)
     tokens: int = 0
     reason: str = ""
     seconds: float = 0.0
+    measurement: Mapping[str, Any] = field(default_factory=dict, repr=False)
     finished: FinishedRecord | None = None
 
     @cached_property
@@ -185,8 +227,16 @@ class TrialRecord:
         return self.state == "COMPLETE" and all(v <= 0 for v in self.constraints.values())
 
 
-def to_record(trial: FrozenTrial, finished: FinishedRecord | None = None) -> TrialRecord:
-    """Return the record of a trial of ours."""
+def to_record(
+    trial: FrozenTrial, metric: str, finished: FinishedRecord | None = None
+) -> TrialRecord:
+    """Return the record of a trial of ours.
+
+    Args:
+        trial: The trial.
+        metric: Name of the study's metric.
+        finished: Its artefact.
+    """
     attrs = trial.user_attrs
     measured = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     return TrialRecord(
@@ -200,10 +250,11 @@ def to_record(trial: FrozenTrial, finished: FinishedRecord | None = None) -> Tri
         params=trial.params,
         weight_bytes=attrs["weight_bytes"],
         constraints=trial.constraints,
-        kl_nats=attrs.get("kl_nats") if measured else None,
-        window_kl=tuple(attrs.get("window_kl", ())),
+        loss=attrs.get(metric) if measured else None,
+        unit_loss=tuple(attrs.get("unit_loss", ())),
         tokens=attrs.get("tokens", 0),
         reason=attrs.get("reason", ""),
         seconds=attrs.get("seconds", 0.0),
+        measurement=attrs.get("measurement", {}),
         finished=finished,
     )

@@ -9,6 +9,7 @@ are not read. The job saves its state every few steps; a killed one goes on from
 import hashlib
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +28,7 @@ from autocomp.formats.io import save
 from autocomp.layers.linear import CompressedLinear
 from autocomp.layers.native import WEIGHTS_FILE, load, read_plan
 from autocomp.layers.rewrite import rewrite_native
-from autocomp.search.finish import measure_artefact
+from autocomp.search.heldout import measure_artefact
 from autocomp.search.records import FinishedRecord
 from autocomp.search.run import Search, load_study_config
 from autocomp.search.workbench import Workbench
@@ -95,16 +96,14 @@ def recover_trial(
     progress.log(f"training trial {number}; it goes on here when it is interrupted: {state}")
     rewrite_native(source, folder, plan=plan, weights=job.train(), extra={"recovery": token})
     begun = time.perf_counter()
-    held = measure_artefact(bench, folder, plan, progress)
+    held = measure_artefact(search.variants.objective, bench, folder, plan, progress)
     after = replace(
         before,
         artefact=folder.relative_to(study_dir).as_posix(),
-        heldout_kl_nats=held.kl_nats,
-        heldout_se=held.kl_se,
-        perplexity=held.perplexity,
-        weight_bytes=held.weight_bytes,
+        calibration_tokens=job.tokens,
         seconds=job.seconds + time.perf_counter() - begun,
         recovery=token,
+        **held.fields(),
     )
     search.study.set_finished(after)
     state.unlink(missing_ok=True)
@@ -130,11 +129,11 @@ class _Job:
         self.spec = spec
         self.state = state
         self.progress = progress
-        self.seconds = 0.0
+        self.seconds, self.tokens = 0.0, 0
         self._method = METHODS[spec.method]
 
     def train(self) -> dict[str, CompressedWeight]:
-        """Return the trained weights by site; ``seconds`` then holds the time of all runs.
+        """Return the trained weights by site; ``seconds`` and ``tokens`` then are of all runs.
 
         Raises:
             ConfigError: If no linear is compressed.
@@ -142,7 +141,7 @@ class _Job:
         begun, token = time.perf_counter(), self.spec.token()
         model = load(self.source, device=str(self.bench.device), dtype=self.bench.dtype)
         context, digest = self._context(model), self._digest()
-        saved, earlier = self._saved(digest)
+        saved, earlier, self.tokens = self._saved(digest)
         done = 0
         self.progress.start(f"recover {token}", self.spec.steps, "step")
         losses: deque[float] = deque(maxlen=SHOWN_STEPS)
@@ -154,10 +153,14 @@ class _Job:
             self.progress.advance(step.number - done, note)
             done = step.number
             if done % CHECKPOINT_STEPS == 0 and done < self.spec.steps:
-                save(self.state, step.state(), {"digest": digest, "seconds": self.seconds})
+                save(self.state, step.state(), self._metadata(digest))
         self.progress.finish(f"KL {fmean(losses):.4f} nats on calibration text")
         weights: dict[str, CompressedWeight] = step.weights()
         return weights
+
+    def _metadata(self, digest: str) -> dict[str, Any]:
+        """Return what is saved beside a state."""
+        return {"digest": digest, "seconds": self.seconds, "tokens": self.tokens}
 
     def _context(self, model: PreTrainedModel) -> ModelContext:
         """Return what a method trains a loaded artefact with."""
@@ -173,10 +176,15 @@ class _Job:
         windows = self.bench.calibration.input_ids
         meter = self.bench.meter(windows)
         head = self.bench.head_token(read_plan(self.source).layers)
+
+        def backward(chosen: Sequence[int]) -> float:
+            self.tokens += len(chosen) * windows.shape[1]
+            return meter.backward(model, chosen, head)
+
         return ModelContext(
             linears=linears,
             windows=len(windows),
-            backward=lambda chosen: meter.backward(model, chosen, head),
+            backward=backward,
             seed=self.bench.config.seed,
         )
 
@@ -188,15 +196,15 @@ class _Job:
         parts = (metadata["sha256"], self.bench.stats_digest, training, seed)
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
-    def _saved(self, digest: str) -> tuple[dict[str, Tensor], float]:
-        """Return the saved state and the seconds spent on it; nothing when none fits."""
+    def _saved(self, digest: str) -> tuple[dict[str, Tensor], float, int]:
+        """Return the saved state, and the seconds and tokens spent; nothing when none fits."""
         if not self.state.is_file():
-            return {}, 0.0
+            return {}, 0.0, 0
         try:
             tensors, metadata = load_tensors(self.state)
             if metadata["digest"] == digest:
-                return tensors, float(metadata["seconds"])
+                return tensors, float(metadata["seconds"]), int(metadata["tokens"])
         except (StoreError, KeyError) as error:
             self.progress.log(f"{self.state} is damaged ({error})")
         self.progress.log("the saved state belongs to another training; starting afresh")
-        return {}, 0.0
+        return {}, 0.0, 0

@@ -1,13 +1,14 @@
-"""What a search returns: the best finished models, the front, and what each family costs."""
+"""What a search returns: the best finished models, the front, and how far to believe them."""
 
-import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autocomp.search.records import FinishedRecord, TrialRecord
+from autocomp.core.metric import KL, positive
+from autocomp.evaluate.record import versions
+from autocomp.evaluate.winner import WinnersCurse, decide, winners_curse
+from autocomp.search.records import FinishedRecord, TrialRecord, quality
 from autocomp.search.study import Study
 
 FAMILY_TOLERANCE = 0.03
@@ -19,13 +20,17 @@ class SearchResult:
 
     Args:
         study_dir: Where it lives.
-        best: Finished plan with the lowest held-out KL within the limits.
+        best: Finished plan with the lowest held-out loss within the limits.
         best_uniform: The same among uniform plans: one spec for all decoder linears, one for the
             embedding.
         front: Non-dominated measured plans, smallest first.
-        families: What each family costs in KL at the budget.
+        families: What each family costs at the budget.
+        curse: How far the best searched plan can be believed; ``None`` before any was measured.
+        finalists: Finished plans, best first, each compared with the first on held-out units.
+        tokens: Tokens read, by what for.
         timings: Wall time and peak memory by stage.
         settings: What the study was made with, by dotted key.
+        metric: Name of what was minimised beside bytes.
     """
 
     study_dir: Path
@@ -33,32 +38,33 @@ class SearchResult:
     best_uniform: FinishedRecord | None
     front: list[dict[str, Any]]
     families: list[dict[str, Any]]
+    curse: WinnersCurse | None = None
+    finalists: list[dict[str, Any]] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
     timings: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    metric: str = KL
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that ``autocomp search --json`` prints."""
         ratio, best, uniform = None, self.best, self.best_uniform
         if best is not None and uniform is not None and best.recovery == uniform.recovery:
-            ratio = best.heldout_kl_nats / uniform.heldout_kl_nats
+            ratio = positive(best.heldout_loss) / positive(uniform.heldout_loss)
         return {
             "study_dir": str(self.study_dir),
+            "metric": self.metric,
             "settings": self.settings,
             "versions": versions(),
             "best": None if self.best is None else self.best.to_json(),
             "best_uniform": None if self.best_uniform is None else self.best_uniform.to_json(),
             "best_over_uniform": ratio,
             "front": self.front,
+            "winners_curse": None if self.curse is None else asdict(self.curse),
+            "finalists": self.finalists,
             "families": self.families,
+            "tokens": self.tokens,
             "timings": self.timings,
         }
-
-
-def versions() -> dict[str, str]:
-    """Return what a result depends on besides its settings: packages, Python, processor."""
-    packages = ("autocomp", "torch", "transformers", "optuna", "numpy", "scipy")
-    found = {name: version(name) for name in packages}
-    return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
 def front_rows(study: Study) -> list[dict[str, Any]]:
@@ -67,53 +73,109 @@ def front_rows(study: Study) -> list[dict[str, Any]]:
     rows = []
     for point in study.front().points:
         record = records[point.number]
-        finished = record.finished
-        rows.append(
-            {
-                "trial": point.number,
-                "family": record.family,
-                "origin": record.origin,
-                "weight_bytes": point.weight_bytes,
-                "kl_nats": point.kl_nats,
-                "heldout_kl_nats": None if finished is None else finished.heldout_kl_nats,
-                "heldout_se": None if finished is None else finished.heldout_se,
-                "perplexity": None if finished is None else finished.perplexity,
-            }
-        )
+        row: dict[str, Any] = {
+            "trial": point.number,
+            "family": record.family,
+            "origin": record.origin,
+            "weight_bytes": point.weight_bytes,
+            study.metric: point.loss,
+        }
+        names = [f"heldout_{study.metric}", f"heldout_{study.metric}_se"]
+        names = [] if study.metric == KL else names
+        done = {} if record.finished is None else record.finished.to_json()
+        for name in (*names, "heldout_kl_nats", "heldout_se", "perplexity"):
+            row[name] = done.get(name)
+        rows.append(row)
     return rows
 
 
-def family_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Return what each family costs in KL at equal bytes.
+def family_rows(records: Sequence[TrialRecord], metric: str) -> list[dict[str, Any]]:
+    """Return what each family costs at equal bytes.
 
     Compared are plans measured to the top rung whose size lies within 3 % of the best plan's, so
     sizes are equal up to what single layers leave over.
+
+    Args:
+        records: All trials.
+        metric: Name of the loss.
     """
-    feasible = [record for record in records if record.feasible and record.kl_nats is not None]
-    if not feasible:
+    measured = [(r.loss, r.logical, r) for r in records if r.feasible and r.loss is not None]
+    if not measured:
         return []
-    best = min(feasible, key=lambda record: record.kl_nats or 0.0)
-    near = [
-        record
-        for record in feasible
-        if abs(record.weight_bytes / best.weight_bytes - 1) <= FAMILY_TOLERANCE
-    ]
+    measured.sort(key=lambda item: item[:2])
+    least, _, best = measured[0]
     rows: dict[str, dict[str, Any]] = {}
-    for record in sorted(near, key=lambda record: (record.kl_nats or 0.0, record.logical)):
+    for loss, _, record in measured:
+        if abs(record.weight_bytes / best.weight_bytes - 1) > FAMILY_TOLERANCE:
+            continue
         name = "uniform" if record.origin == "uniform" else record.family
         row = rows.setdefault(
             name,
             {
                 "family": name,
                 "trial": record.number,
-                "kl_nats": record.kl_nats,
-                "over_best": (record.kl_nats or 0.0) / (best.kl_nats or 1.0),
+                metric: loss,
+                "over_best": positive(loss) / positive(least),
                 "weight_bytes": record.weight_bytes,
                 "measured": 0,
             },
         )
         row["measured"] += 1
     return list(rows.values())
+
+
+def curse_of(records: Sequence[TrialRecord]) -> WinnersCurse | None:
+    """Return the winner's curse of the best searched plan; ``None`` before any was measured."""
+    losses = [record.unit_loss for record in records if record.feasible and record.unit_loss]
+    return winners_curse(losses) if losses else None
+
+
+def finalist_rows(records: Sequence[TrialRecord], metric: str) -> list[dict[str, Any]]:
+    """Return the finished plans within the limits, best first, each paired with the first.
+
+    Args:
+        records: All trials.
+        metric: Name of the loss.
+    """
+    done = {
+        record.number: record.finished
+        for record in records
+        if record.finished is not None and record.finished.unit_loss and record.within_limits
+    }
+    if not done:
+        return []
+    ranking = decide(
+        {number: finished.unit_loss for number, finished in done.items()},
+        {number: finished.weight_bytes for number, finished in done.items()},
+    )
+    return [
+        {
+            "trial": place.number,
+            f"heldout_{metric}": place.loss,
+            "weight_bytes": done[place.number].weight_bytes,
+            "tied": place.comparison.tied,
+            **asdict(place.comparison),
+        }
+        for place in ranking
+    ]
+
+
+def token_counts(study: Study) -> dict[str, int]:
+    """Return the tokens that a study read, by what for, each pass once however often it resumed.
+
+    ``calibration`` is the text that each variant's statistics and scores come from, which is read
+    forward and backward; ``reference`` what the base and uncompressed variants were measured on;
+    ``search`` what trials read, stopped ones too; ``finish`` the calibration text of each artefact
+    and what trained it; ``heldout`` what artefacts were measured on.
+    """
+    finished = study.finished()
+    counts = {"calibration": 0, "reference": 0} | study.get_tokens()
+    counts["search"] = sum(record.tokens for record in study.records())
+    counts["finish"] = sum(record.calibration_tokens for record in finished)
+    counts["heldout"] = sum(
+        found["data"]["tokens"] for record in finished for found in record.measurements
+    )
+    return counts
 
 
 def summarise(
@@ -125,14 +187,18 @@ def summarise(
 
     def best(candidates: list[TrialRecord]) -> FinishedRecord | None:
         found = [record.finished for record in candidates if record.finished is not None]
-        return min(found, key=lambda item: (item.heldout_kl_nats, item.number), default=None)
+        return min(found, key=quality, default=None)
 
     return SearchResult(
         study_dir=study_dir,
         best=best(finished),
         best_uniform=best([record for record in finished if record.origin == "uniform"]),
         front=front_rows(study),
-        families=family_rows(records),
+        families=family_rows(records, study.metric),
+        curse=curse_of(records),
+        finalists=finalist_rows(records, study.metric),
+        tokens=token_counts(study),
         timings=timings or [],
         settings=study.fingerprint,
+        metric=study.metric,
     )

@@ -9,20 +9,30 @@ from typing import Any
 
 from autocomp.config import StudyConfig, fingerprint
 from autocomp.core.errors import ConfigError, InfeasibleError, NumericalError
+from autocomp.core.metric import short_name
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.core.registry import SPACES
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
-from autocomp.evaluate.ladder import clearly_worse
 from autocomp.models import sketch_of
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
 from autocomp.search.evaluation import evaluate_plan
-from autocomp.search.finish import measure_artefact, write_artefact
+from autocomp.search.finish import write_artefact
+from autocomp.search.gate import Gate
+from autocomp.search.heldout import measure_artefact
+from autocomp.search.objectives import check_objective
 from autocomp.search.proposals import propose
-from autocomp.search.records import FinishedRecord, Measured, NewTrial, TrialRecord, quality
+from autocomp.search.records import (
+    FinishedRecord,
+    Measured,
+    NewTrial,
+    TrialRecord,
+    describe,
+    quality,
+)
 from autocomp.search.result import SearchResult, summarise
 from autocomp.search.setup import Setup, family, format_bytes
 from autocomp.search.study import Study
@@ -72,9 +82,15 @@ class Search:
         self._begun = time.perf_counter()
         self.clock = Clock(_read_timings(study_dir))
         with self.clock.time("set up"):
+            check_objective(config.objective)
             Setup.of(config).check_feasible()
             study_dir.mkdir(parents=True, exist_ok=True)
-            self.study = Study.open(storage, study_dir, fingerprint=fingerprint(config))
+            self.study = Study.open(
+                storage,
+                study_dir,
+                fingerprint=fingerprint(config),
+                metric=config.objective.metric,
+            )
             self.variants = Variants(config, self.study, progress, self.clock)
             self.setup = self.variants.setup(BASE)
             write_json(study_dir / CONFIG_FILE, config.model_dump(mode="json"))
@@ -91,7 +107,7 @@ class Search:
 
     def contexts(self) -> list[SearchContext]:
         """Score every option of every variant and return what proposals are made from."""
-        self.study.bind("model_digest", self.bench.loaded.digest)
+        self.study.bind("model_digest", self.bench.loaded.digest, "the model")
         return self.variants.contexts()
 
     def run_trials(self, contexts: Sequence[SearchContext]) -> None:
@@ -140,21 +156,19 @@ class Search:
             self.study.tell_infeasible(number, f"over the limit: {', '.join(broken)}")
             self.progress.advance(note=f"#{number} infeasible")
             return
-        rivals = [
-            record
-            for record in self.study.records()
-            if record.state == "COMPLETE"
-            and record.logical < logical
-            and record.weight_bytes <= setup.costs(plan)["weight_bytes"]
-        ]
-        gate = None if origin.startswith(ALWAYS_FULL) else _gate(rivals)
+        objective, bench = self.variants.objective, self.variants.bench(plan.variant)
+        size = setup.costs(plan)["weight_bytes"]
+        gate = None
+        if not origin.startswith(ALWAYS_FULL):
+            before = [record for record in self.study.records() if record.logical < logical]
+            gate = Gate.of(before, size, objective.ladder[-1])
 
-        def after_rung(kl: Sequence[float]) -> bool:
+        def after_rung(losses: Sequence[float]) -> bool:
             self.study.renew_lease(number)
-            return gate is not None and clearly_worse(kl, gate)
+            return gate is not None and gate.stops(losses)
 
         try:
-            outcome = evaluate_plan(self.variants.bench(plan.variant), plan, after_rung)
+            outcome = evaluate_plan(objective, bench, plan, after_rung)
         except NumericalError as error:
             self.study.tell_failed(number, str(error))
             self.progress.advance(note=f"#{number} failed: {error}")
@@ -163,20 +177,21 @@ class Search:
             self.clock.add(name, seconds)
         with self.clock.time("record"):
             result = Measured(
-                kl_nats=outcome.kl_nats,
-                window_kl=outcome.window_kl,
+                loss=outcome.loss,
+                unit_loss=outcome.unit_loss,
                 tokens=outcome.tokens,
                 seconds=outcome.seconds,
+                measurement=outcome.measurement.to_json(),
             )
             if outcome.complete:
                 self.study.tell_measured(number, result)
             else:
                 reason = f"worse than a plan no larger after {outcome.tokens} tokens"
                 self.study.tell_stopped(number, result, reason)
-        size = format_bytes(setup.costs(plan)["weight_bytes"])
         rung = "" if outcome.complete else f" (stopped at {outcome.tokens} tokens)"
         self.progress.advance(
-            note=f"#{number} {origin} {family(plan)} {size} KL {outcome.kl_nats:.4f}{rung}"
+            note=f"#{number} {origin} {family(plan)} {format_bytes(size)} "
+            f"{short_name(objective.name)} {outcome.loss:.4f}{rung}"
         )
 
     def finish(self, number: int) -> FinishedRecord:
@@ -192,28 +207,24 @@ class Search:
             extra = {"trial": number, "study": str(self.study.optuna.study_name)}
             write_artefact(bench, record.plan, folder, extra, self.progress)
         with self.clock.time("measure held-out"):
-            held = measure_artefact(bench, folder, record.plan, self.progress)
+            held = measure_artefact(
+                self.variants.objective, bench, folder, record.plan, self.progress
+            )
         data = self.config.data
         finished = FinishedRecord(
             number=number,
             artefact=f"{ARTEFACTS}/trial-{number}",
-            heldout_kl_nats=held.kl_nats,
-            heldout_se=held.kl_se,
-            perplexity=held.perplexity,
-            weight_bytes=held.weight_bytes,
-            base_perplexity=held.base_perplexity,
             corpus=data.corpus,
             window=data.window,
             tokens=data.heldout_tokens,
+            calibration_tokens=bench.calibration.tokens,
             seconds=time.perf_counter() - begun,
             finish=self.config.search.finish,
+            **held.fields(),
         )
         self.study.set_finished(finished)
-        self.progress.log(
-            f"trial {number}: held-out KL {held.kl_nats:.4f} ± {held.kl_se:.4f} nats, perplexity "
-            f"{held.perplexity:.2f} (base {held.base_perplexity:.2f}), "
-            f"{format_bytes(held.weight_bytes)}"
-        )
+        self.study.set_tokens("reference", "heldout", data.heldout_tokens)
+        self.progress.log(f"trial {number}: {describe(finished)}")
         return finished
 
     def _exists(self, finished: FinishedRecord) -> bool:
@@ -234,7 +245,7 @@ class Search:
         """
         feasible = sorted(
             (record for record in self.study.records() if record.feasible),
-            key=lambda record: (record.kl_nats, record.logical),
+            key=lambda record: (record.loss, record.logical),
         )
         if not feasible:
             raise InfeasibleError(
@@ -256,12 +267,6 @@ class Search:
             timings = self.clock.table()
             write_json(self.study_dir / TIMINGS_FILE, timings)
         return summarise(self.study, self.study_dir, timings)
-
-
-def _gate(rivals: Sequence[TrialRecord]) -> tuple[float, ...] | None:
-    """Return the KL of each window of the best rival, which a candidate must keep up with."""
-    best = min(rivals, key=lambda record: (record.kl_nats, record.logical), default=None)
-    return None if best is None else best.window_kl
 
 
 def run_search(

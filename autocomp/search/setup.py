@@ -56,14 +56,14 @@ class Setup:
         sketch: The architecture of the model, or of a variant of it.
         lists: Options by group name, smallest first.
         variant: The variant's token.
-        kl_nats: KL of the uncompressed variant to the base, nats a token.
+        loss: The objective of the uncompressed variant; as a KL to the base it is 0 for the base.
     """
 
     config: StudyConfig
     sketch: Sketch
     lists: Mapping[str, tuple[LayerSpec, ...]]
     variant: str = BASE
-    kl_nats: float = 0.0
+    loss: float = 0.0
 
     @classmethod
     def of(
@@ -71,7 +71,7 @@ class Setup:
         config: StudyConfig,
         variant: str = BASE,
         shapes: Shapes | None = None,
-        kl_nats: float = 0.0,
+        loss: float = 0.0,
     ) -> "Setup":
         """Read the architecture and build the option lists.
 
@@ -79,7 +79,7 @@ class Setup:
             config: The study's configuration.
             variant: The variant's token.
             shapes: Shapes of its MLPs.
-            kl_nats: Its KL to the base, nats a token.
+            loss: The objective before anything is compressed.
 
         Raises:
             ConfigError: If the model or an option is unknown.
@@ -96,7 +96,7 @@ class Setup:
             cache=chosen.cache if chosen.cache or config.budget.memory_only else (),
         )
         lists = _shown_in(config.data.window, sketch, lists, given=bool(chosen.cache))
-        return cls(config, sketch, lists, variant, kl_nats)
+        return cls(config, sketch, lists, variant, loss)
 
     def with_lists(self, lists: Mapping[str, tuple[LayerSpec, ...]]) -> "Setup":
         """Return the same model and budget over other lists, such as those of a stored study."""
@@ -245,7 +245,7 @@ class Setup:
                 members = tuple(index[site] for site in subblock.members if site in index)
                 lost = 0.0 if scores is None else scores.drop[name]
                 bypasses.append(Bypass(name, members, -inside, lost))
-        return Problem(tuple(groups), tuple(bypasses), fixed, self.kl_nats)
+        return Problem(tuple(groups), tuple(bypasses), fixed, self.loss)
 
     def plan_of(self, solution: Solution) -> Plan:
         """Return the plan of a knapsack solution."""

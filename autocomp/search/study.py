@@ -3,9 +3,9 @@
 One file of ours decides how trials are told, so that ``study.best_trials`` of plain Optuna is our
 front:
 
-* measured to the top rung: ``COMPLETE`` with (KL in nats, bytes) and the constraint ``fidelity``
-  at 0;
-* infeasible, or stopped at a rung: ``PRUNED`` without values, ``fidelity`` at 1, the KL as
+* measured to the top rung: ``COMPLETE`` with (loss, bytes) and the constraint ``fidelity`` at 0;
+  the loss is the metric of the study's objective, such as KL in nats;
+* infeasible, or stopped at a rung: ``PRUNED`` without values, ``fidelity`` at 1, the loss as
   attribute;
 * not finite, or crashed: ``FAIL`` with the reason.
 
@@ -29,8 +29,8 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autocomp.core.errors import ConfigError
-from autocomp.core.spec import LayerSpec
-from autocomp.core.variant import BASE
+from autocomp.core.metric import KL
+from autocomp.search.facts import StudyFacts
 from autocomp.search.front import Front, FrontPoint
 from autocomp.search.lease import Lease
 from autocomp.search.records import (
@@ -45,13 +45,12 @@ from autocomp.search.records import (
 from autocomp.search.storage import existing_storage, open_storage, without_password
 
 DEFAULT_NAME = "autocomp"
-OBJECTIVES = ("kl_nats", "weight_bytes")
 LEASE_SECONDS = 600.0
 
 logger = logging.getLogger(__name__)
 
 
-class Study:
+class Study(StudyFacts):
     """An Optuna study of ours. Use :meth:`open` to search and :meth:`open_existing` to read.
 
     Args:
@@ -63,8 +62,7 @@ class Study:
     def __init__(
         self, study: optuna.Study, study_dir: Path, lease_seconds: float = LEASE_SECONDS
     ) -> None:
-        self.optuna = study
-        self.study_dir = study_dir
+        super().__init__(study, study_dir)
         self.lease_seconds = lease_seconds
         self._storage = study._storage
         self._id = study._study_id
@@ -76,6 +74,7 @@ class Study:
         study_dir: Path,
         *,
         fingerprint: Mapping[str, Any],
+        metric: str = KL,
         name: str = DEFAULT_NAME,
         lease_seconds: float = LEASE_SECONDS,
     ) -> "Study":
@@ -85,6 +84,7 @@ class Study:
             storage: See :func:`autocomp.search.storage.open_storage`.
             study_dir: Study directory; the journal's home when ``storage`` is ``None``.
             fingerprint: Everything that decides what a value means (model, text, space, seed, …).
+            metric: Name of what is minimised beside the bytes.
             name: Name of the study within the storage.
             lease_seconds: How long a process may stay silent before its trial is taken over.
 
@@ -96,7 +96,7 @@ class Study:
         study = optuna.create_study(
             storage=open_storage(storage, study_dir),
             study_name=name,
-            directions=["minimize"] * len(OBJECTIVES),
+            directions=["minimize", "minimize"],
             load_if_exists=True,
         )
         wanted = json.loads(json.dumps(fingerprint))
@@ -104,7 +104,7 @@ class Study:
         if stored is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names(list(OBJECTIVES))
+                study.set_metric_names([metric, "weight_bytes"])
             study.set_user_attr("study_dir", str(study_dir.resolve()))
             study.set_user_attr("fingerprint", wanted)
         elif difference := _differences(stored, wanted):
@@ -137,64 +137,6 @@ class Study:
                 f"{place} holds no study named {name!r}; it holds: {names}."
             ) from error
         return cls(study, study_dir or Path(study.user_attrs.get("study_dir", ".")))
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """The settings that the study was made with."""
-        return dict(self.optuna.user_attrs.get("fingerprint", {}))
-
-    def bind(self, name: str, value: str) -> None:
-        """Store a fact that must stay what it is, such as the digest of the model's weights.
-
-        Raises:
-            ConfigError: If the study was made with another value.
-        """
-        stored = self.optuna.user_attrs.get(name)
-        if stored is None:
-            self.optuna.set_user_attr(name, value)
-        elif stored != value:
-            raise ConfigError(
-                f"the study in {self.study_dir} was made with another {name.replace('_', ' ')}: "
-                f"stored {stored[:16]}, now {value[:16]}. The model's files have changed; put the "
-                "old ones back, or choose another --study-dir."
-            )
-
-    def set_lists(self, lists: Mapping[str, Sequence[LayerSpec]], variant: str = BASE) -> None:
-        """Store the option lists of a variant, or extend the stored ones.
-
-        Raises:
-            ConfigError: If a stored list would change otherwise than by appending, because the
-                integers of earlier trials would then mean something else.
-        """
-        key = _lists_key(variant)
-        wanted = {name: [spec.token() for spec in specs] for name, specs in lists.items()}
-        stored = self.optuna.user_attrs.get(key, {})
-        for name, tokens in stored.items():
-            if wanted.get(name, [])[: len(tokens)] != tokens:
-                raise ConfigError(
-                    f"the options of {name!r} were {tokens} and would become "
-                    f"{wanted.get(name, [])}; a study's lists can only be appended to. Use the "
-                    "same options first, or start another study."
-                )
-        if wanted != stored:
-            self.optuna.set_user_attr(key, wanted)
-
-    def get_lists(self, variant: str = BASE) -> dict[str, tuple[LayerSpec, ...]]:
-        """Return the option lists of a variant; empty before they were set."""
-        stored = self.optuna.user_attrs.get(_lists_key(variant), {})
-        return {
-            name: tuple(LayerSpec.parse(token) for token in tokens)
-            for name, tokens in stored.items()
-        }
-
-    def set_variant(self, token: str, record: Mapping[str, Any]) -> None:
-        """Store what is known of a prepared variant, JSON values."""
-        self.optuna.set_user_attr(f"variant:{token}", dict(record))
-
-    def get_variant(self, token: str) -> dict[str, Any] | None:
-        """Return what is known of a variant; ``None`` before it was prepared."""
-        found: dict[str, Any] | None = self.optuna.user_attrs.get(f"variant:{token}")
-        return found
 
     def next_logical(self) -> int:
         """Return the smallest logical index that no trial has claimed."""
@@ -237,25 +179,27 @@ class Study:
             and Lease.from_json(trial.user_attrs.get("lease")).abandoned
             and not self._refuse_repeat(trial.number)
         ]
-        return sorted(map(to_record, abandoned), key=lambda record: record.logical)
+        found = [to_record(trial, self.metric) for trial in abandoned]
+        return sorted(found, key=lambda record: record.logical)
 
     def tell_measured(self, number: int, result: Measured) -> bool:
-        """Tell a KL measured to the top rung; one that is not finite fails the trial.
+        """Tell a loss measured to the top rung; one that is not finite fails the trial.
 
         Returns:
             False when the trial was finished already, by a process that had taken it over.
         """
-        if not math.isfinite(result.kl_nats):
-            return self.tell_failed(number, f"the KL is {result.kl_nats}")
+        if not math.isfinite(result.loss):
+            return self.tell_failed(number, f"{self.metric} is {result.loss}")
         size = self._trial(number).user_attrs["weight_bytes"]
-        values = [result.kl_nats, float(size)]
-        return self._tell(number, TrialState.COMPLETE, result.attributes(), values)
+        values = [result.loss, float(size)]
+        return self._tell(number, TrialState.COMPLETE, result.attributes(self.metric), values)
 
     def tell_stopped(self, number: int, result: Measured, reason: str) -> bool:
         """Tell that a gate stopped the evaluation below the top rung."""
-        if not math.isfinite(result.kl_nats):
-            return self.tell_failed(number, f"the KL is {result.kl_nats}")
-        return self._tell(number, TrialState.PRUNED, result.attributes() | {"reason": reason})
+        if not math.isfinite(result.loss):
+            return self.tell_failed(number, f"{self.metric} is {result.loss}")
+        attributes = result.attributes(self.metric) | {"reason": reason}
+        return self._tell(number, TrialState.PRUNED, attributes)
 
     def tell_infeasible(self, number: int, reason: str) -> bool:
         """Tell that a plan breaks a limit; it is not evaluated."""
@@ -270,33 +214,21 @@ class Study:
         finished = sorted(self.finished(), key=quality, reverse=True)
         best = {record.number: record for record in finished}
         owners = _owners(self._trials())
-        return [to_record(owners[i], best.get(owners[i].number)) for i in sorted(owners)]
-
-    def finished(self, number: int | None = None) -> list[FinishedRecord]:
-        """Return all finished artefacts, or those of one trial: the plain one and trained ones."""
-        found = [
-            FinishedRecord.from_json(value)
-            for key, value in self.optuna.user_attrs.items()
-            if key.startswith("finished:")
+        return [
+            to_record(owners[i], self.metric, best.get(owners[i].number)) for i in sorted(owners)
         ]
-        return [record for record in found if number is None or record.number == number]
-
-    def set_finished(self, record: FinishedRecord) -> None:
-        """Store what a finished trial measured; a study attribute, for its trial is closed."""
-        token = f":{record.recovery}" if record.recovery else ""
-        self.optuna.set_user_attr(f"finished:{record.number}{token}", record.to_json())
 
     def best_finished(self) -> FinishedRecord | None:
-        """Return the finished trial within the limits that has the lowest held-out KL."""
+        """Return the finished trial within the limits that has the lowest held-out loss."""
         finished = [r.finished for r in self.records() if r.finished and r.within_limits]
         return min(finished, key=quality, default=None)
 
     def front(self) -> Front:
         """Return the front of what the search measured; the same trials as ``best_trials``."""
         return Front.from_points(
-            FrontPoint(record.number, record.kl_nats, record.weight_bytes)
+            FrontPoint(record.number, record.loss, record.weight_bytes)
             for record in self.records()
-            if record.feasible and record.kl_nats is not None
+            if record.feasible and record.loss is not None
         )
 
     def _trials(self) -> list[FrozenTrial]:
@@ -367,11 +299,6 @@ def _owners(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     for trial in sorted(trials, key=lambda trial: trial.number):
         owners.setdefault(trial.user_attrs["logical"], trial)
     return owners
-
-
-def _lists_key(variant: str) -> str:
-    """Return the study attribute that holds a variant's option lists."""
-    return "lists" if variant == BASE else f"lists:{variant}"
 
 
 def _differences(stored: Any, wanted: Any, path: str = "") -> list[str]:

@@ -18,13 +18,15 @@ from transformers import PreTrainedModel
 
 from autocomp.config import StudyConfig
 from autocomp.core.errors import ConfigError, InfeasibleError
+from autocomp.core.metric import KL
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.spec import LayerSpec
+from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
 from autocomp.data import Corpus, Windows
 from autocomp.evaluate.divergence import DivergenceMeter
 from autocomp.evaluate.ladder import Ladder
+from autocomp.evaluate.record import Measurement
 from autocomp.layers.store import content_digest
 from autocomp.models.structure import build_sketch
 from autocomp.models.surgeon import (
@@ -36,9 +38,10 @@ from autocomp.models.surgeon import (
 )
 from autocomp.search.clock import Clock
 from autocomp.search.context import Schedule, SearchContext
-from autocomp.search.correction import option_class
+from autocomp.search.correction import SPREAD, UNKNOWN_UNIT, option_class
 from autocomp.search.edits import edit_tensors, prepared_edit
 from autocomp.search.evaluation import evaluate_plan
+from autocomp.search.objectives import Objective, objective_of
 from autocomp.search.scoring import ScoreTable, score_options
 from autocomp.search.setup import Setup, family
 from autocomp.search.study import Study
@@ -97,9 +100,9 @@ class VariantBench(Workbench):
         """The fidelity ladder."""
         return self.base.ladder
 
-    def meter(self, token_ids: Tensor) -> DivergenceMeter:
+    def meter(self, token_ids: Tensor, keep_bytes: int = 0) -> DivergenceMeter:
         """Return a meter against the dense base on some windows."""
-        return self.base.meter(token_ids)
+        return self.base.meter(token_ids, keep_bytes)
 
     @property
     def search_meter(self) -> DivergenceMeter:
@@ -123,26 +126,35 @@ class VariantBench(Workbench):
         return token if token == "dense" else f"{self.variant}/{token}"
 
 
+def dense_plan(bench: Workbench) -> Plan:
+    """Return the plan that changes nothing of a workbench's variant."""
+    return Plan({site.name: DENSE for site in bench.sketch.sites}, variant=bench.variant)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a study keeps of a variant.
 
     Args:
         shapes: Shape of every MLP by name.
-        kl_nats: KL of the uncompressed variant to the base on the search text, nats a token.
         edit_digest: Identifies the kept channels and the biases.
+        measurement: Of the uncompressed variant, on what the search reads.
     """
 
     shapes: Mapping[str, MlpShape]
-    kl_nats: float
     edit_digest: str
+    measurement: Measurement
+
+    def loss(self, metric: str) -> float:
+        """Return a metric of the uncompressed variant."""
+        return self.measurement.metrics[metric].value
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
             "shapes": shapes_to_json(self.shapes),
-            "kl_nats": self.kl_nats,
             "edit_digest": self.edit_digest,
+            "measurement": self.measurement.to_json(),
         }
 
     @classmethod
@@ -151,7 +163,11 @@ class Prepared:
         data = study.get_variant(token)
         if data is None:
             return None
-        return cls(shapes_from_json(data["shapes"]), data["kl_nats"], data["edit_digest"])
+        return cls(
+            shapes_from_json(data["shapes"]),
+            data["edit_digest"],
+            Measurement.from_json(data["measurement"]),
+        )
 
 
 def stored_setup(config: StudyConfig, study: Study, variant: str) -> Setup:
@@ -161,12 +177,12 @@ def stored_setup(config: StudyConfig, study: Study, variant: str) -> Setup:
         ConfigError: If the study has not prepared it.
     """
     if variant == BASE:
-        setup = Setup.of(config)
+        setup = Setup.of(config, loss=study.base_loss or 0.0)
     else:
         known = Prepared.of(study, variant)
         if known is None:
             raise ConfigError(f"the study has not prepared the variant {variant!r} yet.")
-        setup = Setup.of(config, variant, known.shapes, known.kl_nats)
+        setup = Setup.of(config, variant, known.shapes, known.loss(study.metric))
     lists = study.get_lists(variant)  # a space's defaults may change between versions
     return setup.with_lists(lists) if lists else setup
 
@@ -193,6 +209,7 @@ def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
             at_budget=effort.at_budget,
         ),
         variant=(BASE, *setup.config.space.variants).index(setup.variant),
+        common=SPREAD["common"] if setup.config.objective.metric == KL else UNKNOWN_UNIT,
     )
 
 
@@ -261,6 +278,18 @@ class Variants:
         with self.clock.time("load model"):
             return Workbench(self.config, self.progress)
 
+    @cached_property
+    def objective(self) -> Objective:
+        """What plans are measured by, its data read on first use.
+
+        Raises:
+            ConfigError: If its data is not what the study was made with.
+        """
+        with self.clock.time("load data"):
+            found = objective_of(self.base)
+        self.study.bind(f"{found.name}_digest", found.digest, "its data")
+        return found
+
     def bench(self, variant: str) -> Workbench:
         """Return the workbench of a variant.
 
@@ -295,20 +324,33 @@ class Variants:
         return self._setups[variant]
 
     def _prepare(self, variant: str) -> None:
-        """Cut the base, measure the KL of what is left, and store both facts."""
+        """Cut the base, measure what is left, and store both facts."""
         bench = self.bench(variant)
         assert isinstance(bench, VariantBench)
-        plan = Plan({site.name: LayerSpec() for site in bench.sketch.sites}, variant=variant)
         with self.clock.time("prepare variant"):
-            outcome = evaluate_plan(bench, plan, lambda kl: False)
+            outcome = evaluate_plan(self.objective, bench, dense_plan(bench))
         kept = sum(shape.width for shape in bench.shapes.values())
         whole = sum(shape.width for shape in mlp_shapes(self.base.loaded.model).values())
         self.progress.log(
-            f"{variant}: {kept} of {whole} MLP channels, KL {outcome.kl_nats:.4f} nats before "
-            "compression"
+            f"{variant}: {kept} of {whole} MLP channels, {self.objective.name} "
+            f"{outcome.loss:.4f} before compression"
         )
-        known = Prepared(bench.shapes, outcome.kl_nats, bench.edit_digest)
+        known = Prepared(bench.shapes, bench.edit_digest, outcome.measurement)
         self.study.set_variant(variant, known.to_json())
+        self.study.set_tokens("reference", variant, outcome.tokens)
+
+    def _measure_base(self) -> None:
+        """Measure the base once a study where the objective is not 0 for it, and store that."""
+        if self.objective.name == KL:
+            self.study.set_tokens("reference", BASE, self.objective.reference_tokens)
+        if self.objective.name == KL or self.study.base_loss is not None:
+            return
+        with self.clock.time("measure base"):
+            outcome = evaluate_plan(self.objective, self.base, dense_plan(self.base))
+        self.progress.log(f"{self.objective.name} {outcome.loss:.4f} before compression")
+        self.study.set_base(outcome.measurement)
+        self.study.set_tokens("reference", BASE, outcome.tokens)
+        self._setups.pop(BASE, None)  # it was made without this loss
 
     def contexts(self) -> list[SearchContext]:
         """Score every option of every variant that can hold the limits; the base comes first.
@@ -316,6 +358,7 @@ class Variants:
         Raises:
             InfeasibleError: If none can.
         """
+        self._measure_base()
         found, refused = [], None
         for variant in (BASE, *self.config.space.variants):
             setup = self.setup(variant)
@@ -327,6 +370,7 @@ class Variants:
                 continue
             bench = self.bench(variant)
             scores = score_options(bench, setup.lists, self.progress, self.clock)
+            self.study.set_tokens("calibration", variant, bench.calibration.tokens)
             write_json(scores_path(self.study.study_dir, variant), asdict(scores))
             found.append(search_context(setup, scores))
         if not found and refused is not None:

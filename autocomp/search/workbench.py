@@ -33,13 +33,15 @@ from autocomp.data import (
     windows,
 )
 from autocomp.env import cache_dir
-from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.body import batch_windows
+from autocomp.evaluate.divergence import DivergenceMeter
 from autocomp.evaluate.ladder import Ladder
+from autocomp.evaluate.reference import reference_of
 from autocomp.formats.base import CompressedWeight, Operands
 from autocomp.layers.apply import Candidate
 from autocomp.layers.store import LayerStore, StoreKey
 from autocomp.models import LoadedModel, load
-from autocomp.models.device import body_dtype, resolve_device
+from autocomp.models.device import body_dtype, memory_bytes, resolve_device
 from autocomp.models.structure import structure
 from autocomp.models.teacher import ModelTeacher
 from autocomp.models.weights import get_weight
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 DENSE_CACHE_BYTES = 3e9
 SAMPLE_TOKENS = 2048
-BATCH_TOKENS = 2048
+KEPT_SHARE = 0.05
 
 Options = Mapping[str, Sequence[LayerSpec]]
 
@@ -80,12 +82,12 @@ class Workbench:
         self.device = resolve_device(config.device)
         self.dtype = body_dtype(self.device)
         self.seeds = SeedTree(config.seed)
-        self.batch_size = max(1, BATCH_TOKENS // config.data.window)
         self.pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=_single_threaded)
         self.store = LayerStore(cache_dir() / "layers", max_bytes=config.store_bytes)
         # Loaded again, not cast: a cast would round the rotary frequencies to bf16 too.
         body = load(config.model, device=str(self.device), dtype=self.dtype).model
         self._hold(load(config.model), body)
+        self.batch_size = batch_windows(self.sketch, config.data.window, self.device, self.dtype)
 
     def _hold(self, loaded: LoadedModel, body: PreTrainedModel) -> None:
         """Take a model: its original weights, and the body that becomes the candidates."""
@@ -155,15 +157,27 @@ class Workbench:
             self.config.data.rungs, self.config.data.window, len(self.search_windows)
         )
 
-    def meter(self, token_ids: Tensor) -> DivergenceMeter:
-        """Return a meter against the dense base on some windows."""
+    def meter(self, token_ids: Tensor, keep_bytes: int = 0) -> DivergenceMeter:
+        """Return a meter against the dense base in fp32, its floor measured, on some windows.
+
+        Args:
+            token_ids: (n, length).
+            keep_bytes: Limit of the hidden states kept for plans with the same first blocks.
+        """
         self.candidate.restore()
-        return DivergenceMeter(BaseReference(self.model, token_ids, self.batch_size))
+        reference = reference_of(
+            self.model, self._wide_model, token_ids, self.batch_size, self.progress
+        )
+        return DivergenceMeter(reference, self.model, keep_bytes=keep_bytes)
+
+    def _wide_model(self) -> PreTrainedModel:
+        """Load the base in fp32."""
+        return load(self.config.model, device=str(self.device), dtype=torch.float32).model
 
     @cached_property
     def search_meter(self) -> DivergenceMeter:
         """The meter of the search text."""
-        return self.meter(self.search_windows)
+        return self.meter(self.search_windows, int(KEPT_SHARE * memory_bytes(self.device)))
 
     @cached_property
     def heldout_meter(self) -> DivergenceMeter:

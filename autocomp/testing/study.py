@@ -65,7 +65,7 @@ def fake_proposal(space: Any, seed: int, index: int, told: Sequence[TrialRecord]
     before = [record for record in told if record.logical < index]
     known = {record.digest for record in before}
     measured = [record for record in before if record.state == "COMPLETE"]
-    best = min(measured, key=lambda record: (record.kl_nats, record.logical), default=None)
+    best = min(measured, key=lambda record: (record.loss, record.logical), default=None)
     ranges = space.distributions()
     rng = SeedTree(seed).child("trial", index).numpy()
     for _ in range(REDRAWS):
@@ -125,7 +125,7 @@ def _evaluate(study: Study, sketch: Sketch, number: int, plan: Plan, pause: floa
 def outcome(study: Study) -> list[tuple[Any, ...]]:
     """Return all that must not depend on interruptions: plans and values in logical order."""
     return [
-        (r.logical, r.number, r.state, r.digest, r.kl_nats, r.window_kl, r.tokens, r.reason)
+        (r.logical, r.number, r.state, r.digest, r.loss, r.unit_loss, r.tokens, r.reason)
         for r in study.records()
     ]
 
@@ -143,8 +143,8 @@ def check_study(study: Study, trials: int) -> None:
         assert set(record.constraints) == {"weight_bytes", "fidelity"}
         assert record.constraints["fidelity"] == (record.state != "COMPLETE")
         assert record.within_limits == (fake_bytes(sketch, record.plan) <= LIMIT_BYTES)
-        if record.kl_nats is not None:
-            assert math.isclose(record.kl_nats, fake_kl(sketch, record.plan))
+        if record.loss is not None:
+            assert math.isclose(record.loss, fake_kl(sketch, record.plan))
         if record.state != "COMPLETE":
             assert record.reason, record
     front = [point.number for point in study.front().points]

@@ -27,7 +27,7 @@ from autocomp.layers.native import load
 from autocomp.models import load as load_model
 from autocomp.models.weights import set_weight
 from autocomp.search.finish import write_artefact
-from autocomp.search.result import versions
+from autocomp.evaluate.record import versions
 from autocomp.search.workbench import Workbench
 
 MODEL = "smollm2-135m"

@@ -27,7 +27,7 @@ from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
 from autocomp.export import export_model
 from autocomp.layers.native import load, native_sketch, read_plan
 from autocomp.search.finish import write_artefact
-from autocomp.search.result import versions
+from autocomp.evaluate.record import versions
 from autocomp.search.variants import VariantBench
 from autocomp.search.workbench import Workbench
 

@@ -63,8 +63,12 @@ def fill(study: Study) -> None:
             )
         )
         study.tell_measured(number, Measured(kl, (kl, kl), 16384, 1.0))
-    study.set_finished(FinishedRecord(0, "artefacts/trial-0", 0.55, 0.01, 12.0, 80_000_000))
-    study.set_finished(FinishedRecord(2, "artefacts/trial-2", 0.33, 0.01, 10.0, 79_900_000))
+    study.set_finished(
+        FinishedRecord(0, "artefacts/trial-0", 0.55, 0.01, 12.0, 80_000_000, 0.55, 0.01)
+    )
+    study.set_finished(
+        FinishedRecord(2, "artefacts/trial-2", 0.33, 0.01, 10.0, 79_900_000, 0.33, 0.01)
+    )
 
 
 def empty_study(directory: Path, storage: str | None = None) -> Study:

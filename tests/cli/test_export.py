@@ -18,7 +18,7 @@ def exported(monkeypatch):
         from autocomp.search.records import FinishedRecord
 
         seen.append(("finish", number))
-        return FinishedRecord(number, f"artefacts/trial-{number}", 0.3, 0.01, 10.0, 79)
+        return FinishedRecord(number, f"artefacts/trial-{number}", 0.3, 0.01, 10.0, 79, 0.3, 0.01)
 
     def export_model(artefact, out, *, format, base_model, force):
         seen.append((artefact, out, format, base_model, force))

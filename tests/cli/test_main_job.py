@@ -94,10 +94,10 @@ def test_export_reload_eval_generate(study, tmp_path, capsys, form, trained_llam
         "--window", "64", "--json",
     )  # fmt: skip
     assert code == 0, err
-    measured = json.loads(out)
-    assert measured["window"] == 64
-    assert measured["corpus"] == "pydoc"
-    assert measured["kl_nats"] == pytest.approx(
+    (measured,) = json.loads(out)["measurements"]
+    assert measured["data"]["window"] == 64
+    assert measured["data"]["name"] == "pydoc"
+    assert measured["metrics"]["kl_nats"]["value"] == pytest.approx(
         report["finished"]["heldout_kl_nats"],
         rel=1e-3 if form == "native" else 0.02,
     )

@@ -8,6 +8,7 @@ from typer import Option
 
 from autocomp.cli.options import (
     Budget,
+    Goal,
     Length,
     Output,
     Source,
@@ -42,7 +43,11 @@ def test_every_option_reaches_the_configuration():
         Budget(max_bytes="80MiB", max_memory="1GB", context=8192, batch=2),
         Space(space="bits", target="native", data="ptb", calibration="selfgen-t1"),
         Length(trials=9, timeout="30m", finalists=2),
+        Goal(objective="task_error", tasks="arc_easy, piqa", data_dir="files"),
     )
+    assert config.objective.metric == "task_error"
+    assert config.objective.tasks == ("arc_easy", "piqa")
+    assert config.objective.data_dir == "files"
     assert (config.model, config.seed, config.device) == ("m", 4, "cpu")
     assert config.budget.max_bytes == 80 * 2**20
     assert (config.budget.max_memory, config.budget.context, config.budget.batch) == (

@@ -21,8 +21,11 @@ def trainer(monkeypatch):
             self.calls.append((study_dir, storage, number, token))
             if self.kl is None:
                 raise KeyboardInterrupt
-            before = FinishedRecord(number, f"artefacts/trial-{number}", 0.33, 0.01, 10.0, 79_000)
-            after = replace(before, heldout_kl_nats=self.kl, seconds=90.0, recovery=token)
+            before = FinishedRecord(
+                number, f"artefacts/trial-{number}", 0.33, 0.01, 10.0, 79_000, 0.33, 0.01
+            )
+            reached = {"heldout_kl_nats": self.kl, "heldout_loss": self.kl}
+            after = replace(before, **reached, seconds=90.0, recovery=token)
             return Recovery(before, after)
 
     trainer = Trainer()

@@ -111,6 +111,7 @@ class FakeDatasets:
         repository: str,
         subset: str | None,
         *,
+        data_files: dict[str, str] | None,
         split: str,
         revision: str | None,
         streaming: bool,

@@ -4,16 +4,22 @@ from dataclasses import dataclass
 
 import pytest
 
+from autocomp.evaluate.winner import WinnersCurse
+from autocomp.report.conclusion import Conclusion
 from autocomp.report.front import FrontInfo, front_info
 
 
 @dataclass
 class FakeFinished:
-    heldout_kl_nats: float
-    heldout_se: float
+    heldout_loss: float
+    heldout_loss_se: float
     perplexity: float
     weight_bytes: int
     recovery: str = ""
+
+    @property
+    def heldout_kl_nats(self) -> float:
+        return self.heldout_loss
 
 
 @dataclass
@@ -22,7 +28,7 @@ class FakeRecord:
     family: str
     origin: str
     weight_bytes: int
-    kl_nats: float | None
+    loss: float | None
     state: str = "COMPLETE"
     feasible: bool = True
     finished: FakeFinished | None = None
@@ -42,15 +48,27 @@ def records() -> list[FakeRecord]:
     ]
 
 
-def build(items: list[FakeRecord]) -> FrontInfo:
+CONCLUSION = Conclusion(
+    curse=WinnersCurse(tied=2, compared=5, optimism=0.0123),
+    finalists=(
+        {"trial": 3, "difference": 0.0, "low": 0.0, "high": 0.0, "tied": True},
+        {"trial": 0, "difference": 0.22, "low": 0.2, "high": 0.24, "tied": False},
+    ),
+    tokens={"calibration": 4096, "search": 123_456},
+)
+
+
+def build(items: list[FakeRecord], metric: str = "kl_nats") -> FrontInfo:
     return front_info(
         items,
         [4, 2, 1, 3],
+        metric=metric,
+        conclusion=CONCLUSION,
         families=[
             {"family": "quantized", "measured": 2, "trial": 3, "weight_bytes": 80,
-             "kl_nats": 0.3, "over_best": 1.0},
+             metric: 0.3, "over_best": 1.0},
             {"family": "<script>alert(1)</script>", "measured": 1, "trial": 1, "weight_bytes": 79,
-             "kl_nats": 0.6, "over_best": 2.0},
+             metric: 0.6, "over_best": 2.0},
         ],
         timings=[{"stage": "score", "seconds": 12.5, "share": 0.25, "peak_rss_bytes": 3_000_000}],
         settings={"model": "tiny", "corpus": "pydoc", "window": 512, "max_bytes": 80_000_000,
@@ -61,6 +79,11 @@ def build(items: list[FakeRecord]) -> FrontInfo:
 @pytest.fixture
 def info() -> FrontInfo:
     return build(records())
+
+
+@pytest.fixture
+def by_error() -> FrontInfo:
+    return build(records(), "task_error")
 
 
 @pytest.fixture

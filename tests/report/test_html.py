@@ -1,6 +1,7 @@
 """The HTML report."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from autocomp.report.bits import BitsMap
@@ -59,6 +60,19 @@ def test_report_shows_front_bits_families_and_timings(info, tmp_path):
     assert "<b>0.60×</b>" in text
     assert "rtn-w8g64" in text
     assert "gptq-w3g64" in text
+
+
+def test_report_names_the_metric_and_the_winners_curse(by_error, tmp_path):
+    text, _ = page(by_error, tmp_path)
+    assert "held-out task_error of the best (trial 3)" in text
+    assert "<th>searched task_error</th>" in text
+    assert "flatters its task_error by 0.0123" in text
+
+
+def test_a_loss_below_its_floor_is_drawn(info, tmp_path):
+    points = tuple(replace(p, loss=-1e-6) if p.trial == 3 else p for p in info.points)
+    text, _ = page(replace(info, points=points), tmp_path)
+    assert "1e-05" in text
 
 
 def test_names_are_escaped(info, tmp_path):

@@ -37,6 +37,24 @@ def test_front_table_has_searched_and_finished_columns(info):
     assert "window 512" in text
 
 
+def test_another_metric_has_its_own_columns_and_the_kl_beside(by_error):
+    text = text_of(render_table(by_error))
+    assert "task_error" in text
+    assert "1 − accuracy" in text
+    row = next(line for line in text.splitlines() if "knapsack" in line)
+    assert "0.3300 ±0.0100" in row
+    assert row.count("0.3300") == 2, "held-out error, and KL"
+    assert "task_error" in text_of(render_families(by_error))
+
+
+def test_the_table_ends_with_how_far_to_believe_it(info):
+    text = text_of(render_table(info))
+    assert "2 of 5 measured plans are tied with the best searched one" in text
+    assert "choosing it flatters its KL by 0.0123" in text
+    assert "trial 0 against trial 3, held-out KL: +0.2200 [+0.2000, +0.2400], worse" in text
+    assert "tokens read: calibration 4,096, search 123,456" in text
+
+
 def test_a_trained_plan_says_so(info):
     points = tuple(
         replace(point, recovery="lora-r8-300") if point.trial == info.best else point

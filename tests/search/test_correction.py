@@ -3,8 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autocomp.core.metric import LEAST_LOSS
 from autocomp.core.spec import LayerSpec
-from autocomp.search.correction import Effects, Evidence, fit, option_class, prior_factor
+from autocomp.search.correction import (
+    SPREAD,
+    UNKNOWN_UNIT,
+    Effects,
+    Evidence,
+    fit,
+    option_class,
+    prior_factor,
+)
 from autocomp.search.knapsack import Bypass, Group, Problem
 
 BITS = (2, 3, 4)
@@ -57,9 +66,9 @@ def test_uniform_plans_fix_the_class_factors():
     blank = fit(effects, [])
     for plan in plans:
         solution = problem.solution(plan.choice, plan.bypassed)
-        focused = fit(effects, plans, focus_nats=plan.kl_nats).predict(solution)
-        assert focused == pytest.approx(plan.kl_nats, rel=0.05)
-        assert abs(np.log(blank.predict(solution) / plan.kl_nats)) > 0.3
+        focused = fit(effects, plans, focus=plan.loss).predict(solution)
+        assert focused == pytest.approx(plan.loss, rel=0.05)
+        assert abs(np.log(blank.predict(solution) / plan.loss)) > 0.3
 
 
 def test_predicts_unseen_plans_better_than_the_prior_and_says_how_well():
@@ -75,8 +84,7 @@ def test_predicts_unseen_plans_better_than_the_prior_and_says_how_well():
             np.sqrt(
                 np.mean(
                     [
-                        np.log(one.predict(problem.solution(p.choice, p.bypassed)) / p.kl_nats)
-                        ** 2
+                        np.log(one.predict(problem.solution(p.choice, p.bypassed)) / p.loss) ** 2
                         for p in plans[40:]
                     ]
                 )
@@ -110,10 +118,40 @@ def test_the_posterior_narrows_where_plans_were_measured():
 def test_unusable_measurements_are_left_out():
     problem, effects = make()
     good = evidence(problem, np.full((12, 3), 2.0), 5)
-    bad = [
-        Evidence(good[0].choice, good[0].bypassed, value) for value in (0.0, float("nan"), np.inf)
-    ]
+    bad = [Evidence(good[0].choice, good[0].bypassed, value) for value in (float("nan"), np.inf)]
     np.testing.assert_array_equal(fit(effects, good + bad).mode, fit(effects, good).mode)
+
+
+def test_a_loss_at_the_floor_is_a_very_small_one():
+    """A KL whose floor was taken off may be 0 or below; nothing tells it from a tiny one."""
+    problem, effects = make()
+    plans = evidence(problem, np.full((12, 3), 2.0), 5)
+    modes = [
+        fit(effects, [*plans, replace(plans[0], loss=loss)], focus=plans[0].loss).mode
+        for loss in (-0.3, 0.0, LEAST_LOSS)
+    ]
+    assert np.isfinite(modes).all()
+    np.testing.assert_array_equal(modes[0], modes[2])
+    np.testing.assert_array_equal(modes[1], modes[2])
+
+
+def test_a_loss_in_another_unit_is_learned_from_a_few_plans():
+    """Task error a nat is a twentieth of what the prior of nats expects."""
+    problem, _ = make()
+    fixed = replace(problem, fixed_score=0.4)
+    classes = {group.name: tuple(f"w{bits}" for bits in BITS) for group in problem.groups}
+    plans = [replace(p, loss=0.4 + 0.1 * p.loss) for p in evidence(problem, np.ones((12, 3)), 12)]
+    errors = []
+    for common in (SPREAD["common"], UNKNOWN_UNIT):
+        known = Effects.of(fixed, classes, {}, common)
+        found = fit(known, plans[:6])
+        errors.append(
+            max(
+                abs(found.predict(fixed.solution(p.choice, p.bypassed)) - p.loss)
+                for p in plans[6:]
+            )
+        )
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_inert_choices_do_not_count():

@@ -22,8 +22,8 @@ points = st.lists(values, max_size=12).map(
 
 
 def dominates(one, other):
-    no_worse = one.kl_nats <= other.kl_nats and one.weight_bytes <= other.weight_bytes
-    return no_worse and (one.kl_nats, one.weight_bytes) != (other.kl_nats, other.weight_bytes)
+    no_worse = one.loss <= other.loss and one.weight_bytes <= other.weight_bytes
+    return no_worse and (one.loss, one.weight_bytes) != (other.loss, other.weight_bytes)
 
 
 @given(points)
@@ -49,7 +49,7 @@ def test_equals_best_trials_of_optuna(found):
     for point in found:
         study.add_trial(
             optuna.trial.create_trial(
-                values=[point.kl_nats, point.weight_bytes],
+                values=[point.loss, point.weight_bytes],
                 constraints={"limit": 0.0 if point.feasible else 1.0},
             )
         )
@@ -87,7 +87,7 @@ def test_knee_ignores_units(found):
         with pytest.raises(InfeasibleError, match="empty"):
             front.knee()
         return
-    scaled = [replace(p, weight_bytes=p.weight_bytes * 1024, kl_nats=p.kl_nats * 4) for p in found]
+    scaled = [replace(p, weight_bytes=p.weight_bytes * 1024, loss=p.loss * 4) for p in found]
     assert Front.from_points(scaled).knee().number == front.knee().number
 
 
@@ -95,10 +95,10 @@ def test_knee_ignores_units(found):
 def test_under_is_the_best_that_fits(found, thousands):
     limit = thousands * 1000
     front = Front.from_points(found)
-    fitting = [p.kl_nats for p in found if p.feasible and p.weight_bytes <= limit]
+    fitting = [p.loss for p in found if p.feasible and p.weight_bytes <= limit]
     if not fitting:
         with pytest.raises(InfeasibleError, match=f"at most {limit} bytes"):
             front.under(limit)
     else:
-        assert front.under(limit).kl_nats == min(fitting)
-        assert front.under(math.inf).kl_nats == min(p.kl_nats for p in found if p.feasible)
+        assert front.under(limit).loss == min(fitting)
+        assert front.under(math.inf).loss == min(p.loss for p in found if p.feasible)

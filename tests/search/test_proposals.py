@@ -151,7 +151,7 @@ class Trial:
     logical: int
     params: dict[str, int]
     state: str
-    kl_nats: float | None
+    loss: float | None
     origin: str = ""
 
 
@@ -266,7 +266,7 @@ def test_a_proposal_depends_on_nothing_but_seed_number_and_earlier_trials(world,
 def test_stopped_and_failed_trials_are_tolerated(world, history):
     told = [
         replace(trial, state="PRUNED") if i % 3 == 1
-        else replace(trial, state="FAIL", kl_nats=None) if i % 3 == 2
+        else replace(trial, state="FAIL", loss=None) if i % 3 == 2
         else trial
         for i, trial in enumerate(history)
     ]  # fmt: skip
@@ -275,7 +275,7 @@ def test_stopped_and_failed_trials_are_tolerated(world, history):
     assert all(found.params != trial.params for trial in told)
     best = best_within(world.context, told, world.context.budget_bytes)
     assert best.state == "COMPLETE"
-    nothing = [replace(trial, state="FAIL", kl_nats=None) for trial in history]
+    nothing = [replace(trial, state="FAIL", loss=None) for trial in history]
     assert propose(36, SeedTree(0), [world.context], nothing) is not None
 
 
@@ -336,9 +336,9 @@ def test_refinement_beats_the_first_joint_plan_on_average():
         world = make_world(seed, blocks=6)
         context = world.context
         history = run(world, 60, seed)
-        best = best_within(context, history, context.budget_bytes).kl_nats
-        assert best < min(trial.kl_nats for trial in history if trial.origin == "uniform")
-        corrected = next(trial.kl_nats for trial in history if trial.origin == "knapsack")
+        best = best_within(context, history, context.budget_bytes).loss
+        assert best < min(trial.loss for trial in history if trial.origin == "uniform")
+        corrected = next(trial.loss for trial in history if trial.origin == "knapsack")
         scored = world.measure(context.params(solve(world.problem, context.budget_bytes)))
         assert best <= min(corrected, scored)
         gains.append((best / corrected, best / scored))

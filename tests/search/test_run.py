@@ -45,7 +45,7 @@ def config(model: Path, **changes: object) -> StudyConfig:
 def values(study_dir: Path) -> list[tuple]:
     """Return what must not depend on interruptions: plans, values and states in order."""
     return [
-        (r.logical, r.digest, r.state, r.kl_nats, r.window_kl, r.origin)
+        (r.logical, r.digest, r.state, r.loss, r.unit_loss, r.origin)
         for r in Study.open_existing(study_dir).records()
     ]
 
@@ -134,7 +134,7 @@ def test_show_explains_every_site(searched):
         for row in table.rows
         for alternative in row.alternatives
     )
-    assert table.predicted_kl_nats == pytest.approx(table.record.kl_nats, rel=0.5)
+    assert table.predicted_loss == pytest.approx(table.record.loss, rel=0.5)
 
 
 def test_running_again_measures_nothing_and_more_trials_extend(searched):

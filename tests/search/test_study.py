@@ -16,7 +16,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autocomp.core.errors import ConfigError
-from autocomp.core.spec import LayerSpec
 from autocomp.search.records import FinishedRecord, Measured
 from autocomp.search.study import Study
 from autocomp.testing.study import (
@@ -52,7 +51,7 @@ def small(study, **changes):
 
 
 def finished(number, kl, size=1000):
-    return FinishedRecord(number, f"artefacts/{number}", kl, 0.01, 20.0, size)
+    return FinishedRecord(number, f"artefacts/{number}", kl, 0.01, 20.0, size, kl, 0.01)
 
 
 def test_filled_study_keeps_the_contract(tmp_path, storage):
@@ -115,7 +114,7 @@ def test_measured(tmp_path, storage):
     assert study.records()[0].state == "RUNNING"
     assert study.tell_measured(number, Measured(0.5, (0.4, 0.6), 4096, 1.5))
     record = study.records()[0]
-    assert (record.state, record.kl_nats, record.window_kl) == ("COMPLETE", 0.5, (0.4, 0.6))
+    assert (record.state, record.loss, record.unit_loss) == ("COMPLETE", 0.5, (0.4, 0.6))
     assert (record.tokens, record.seconds, record.weight_bytes) == (4096, 1.5, 1000)
     assert record.feasible
     assert record.plan == new.plan
@@ -130,7 +129,7 @@ def test_stopped_trial_is_pruned_with_its_kl(tmp_path):
     trial, record = study.optuna.trials[0], study.records()[0]
     assert trial.state == TrialState.PRUNED
     assert trial.values is None
-    assert (record.kl_nats, record.tokens, record.reason) == (2.0, 1024, "dominated")
+    assert (record.loss, record.tokens, record.reason) == (2.0, 1024, "dominated")
     assert record.constraints["fidelity"] == 1
     assert record.within_limits
     assert not record.feasible
@@ -141,7 +140,7 @@ def test_infeasible_trial_is_pruned_without_a_kl(tmp_path):
     number = study.add(small(study, constraints={"weight_bytes": 500.0}))
     assert study.tell_infeasible(number, "500 bytes too large")
     record = study.records()[0]
-    assert (record.state, record.kl_nats, record.within_limits) == ("PRUNED", None, False)
+    assert (record.state, record.loss, record.within_limits) == ("PRUNED", None, False)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -150,7 +149,7 @@ def test_value_that_is_not_finite_fails(tmp_path, value):
     study.tell_measured(study.add(small(study)), Measured(value))
     study.tell_stopped(study.add(small(study)), Measured(value), "gate")
     assert [record.state for record in study.records()] == ["FAIL", "FAIL"]
-    assert all(f"KL is {value}" in record.reason for record in study.records())
+    assert all(f"kl_nats is {value}" in record.reason for record in study.records())
     assert study.front().points == ()
 
 
@@ -171,7 +170,7 @@ def test_nothing_is_told_twice(tmp_path, storage):
     assert not other.tell_measured(number, Measured(0.7))
     assert not other.tell_failed(number, "late")
     assert not other.renew_lease(number)
-    assert study.records()[0].kl_nats == 0.5
+    assert study.records()[0].loss == 0.5
     assert study.records()[0].reason == ""
 
 
@@ -219,7 +218,7 @@ def test_crash_while_telling_leaves_no_trace(tmp_path):
     study._storage.set_trial_state_values = lambda *_: False
     study.tell_stopped(number, Measured(9.0, (9.0,), 1024), "gate")
     study._storage.set_trial_state_values = tell
-    assert study.records()[0].kl_nats is None
+    assert study.records()[0].loss is None
     (orphan,) = opened(tmp_path).orphans()
     study.tell_measured(orphan.number, Measured(0.5, (0.5,), 4096))
     assert study.records()[0].feasible
@@ -239,21 +238,6 @@ def test_other_settings_are_refused_with_a_diff(tmp_path, storage):
     assert "window" not in text
 
 
-def test_lists_can_only_grow(tmp_path):
-    study = opened(tmp_path)
-    assert study.get_lists() == {}
-    study.set_lists(SPACE.lists)
-    assert opened(tmp_path).get_lists() == SPACE.lists
-    name = "model.layers.0.mlp.up_proj"
-    grown = SPACE.lists | {name: (*SPACE.lists[name], LayerSpec.parse("gptq-w6g64"))}
-    study.set_lists(grown)
-    assert study.get_lists() == grown
-    for wrong in (SPACE.lists[name], SPACE.lists[name][::-1], ()):
-        with pytest.raises(ConfigError, match="appended"):
-            study.set_lists(grown | {name: wrong})
-    assert study.get_lists() == grown
-
-
 def test_finished_records(tmp_path, storage):
     study = opened(tmp_path, storage)
     for size in (-1.0, -1.0, 1.0):
@@ -270,6 +254,23 @@ def test_finished_records(tmp_path, storage):
         finished(1, 0.2),
         finished(2, 0.1),
     ]
+
+
+def test_finished_records_of_another_metric_bear_its_name(tmp_path):
+    study = opened(tmp_path, metric="task_error")
+    assert study.metric == opened(tmp_path).metric == "task_error"
+    study.tell_measured(study.add(small(study)), Measured(0.25, (0.0, 0.0, 0.0, 1.0)))
+    low_kl = replace(
+        finished(0, 0.1), metric="task_error", heldout_loss=0.4, unit_loss=(0.0, 1.0), recovery="x"
+    )
+    low_error = replace(low_kl, heldout_kl_nats=0.9, heldout_loss=0.3, recovery="")
+    for record in (low_kl, low_error):
+        study.set_finished(record)
+    assert study.best_finished() == low_error, "the metric decides"
+    stored = study.optuna.user_attrs["finished:0"]
+    assert (stored["heldout_task_error"], stored["heldout_kl_nats"]) == (0.3, 0.9)
+    assert "heldout_loss" not in stored
+    assert study.optuna.trials[0].user_attrs["task_error"] == 0.25
 
 
 def test_open_existing_creates_nothing(tmp_path):

@@ -29,7 +29,7 @@ WEIGHTS = 10_000
 class Trial:
     logical: int
     params: dict[str, int]
-    kl_nats: float
+    loss: float
     origin: str
     state: str = "COMPLETE"
 
@@ -142,7 +142,7 @@ def test_the_best_variant_gets_most_and_a_hopeless_one_next_to_nothing(searched)
     count = refined(found, told)
     assert count[1] > 0.7 * count.total()
     assert count[2] <= 0.2 * count.total()
-    best = min(told, key=lambda trial: trial.kl_nats)
+    best = min(told, key=lambda trial: trial.loss)
     assert best.params["variant"] == 1
 
 
@@ -151,7 +151,7 @@ def test_a_worse_variant_leaves_the_base_its_trials():
     told = run(found, 30)
     count = refined(found, told)
     assert count[0] > 0.7 * count.total()
-    assert min(told, key=lambda trial: trial.kl_nats).params["variant"] == 0
+    assert min(told, key=lambda trial: trial.loss).params["variant"] == 0
 
 
 def test_a_proposal_depends_on_nothing_but_seed_number_and_earlier_trials(searched):
@@ -181,8 +181,7 @@ def test_what_the_base_taught_corrects_a_variant_that_was_never_measured(searche
     blind = correction_of(found[1], base).predict(solution)
     informed = correction_of(found[1], base, prior=correction_of(found[0], base))
     errors = [
-        abs(np.log(value / told_of_two_bits.kl_nats))
-        for value in (blind, informed.predict(solution))
+        abs(np.log(value / told_of_two_bits.loss)) for value in (blind, informed.predict(solution))
     ]
     assert errors[1] < 0.5 * errors[0]
     assert errors[1] < 0.1

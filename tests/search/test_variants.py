@@ -15,9 +15,7 @@ from autocomp.cli.front import best_bits
 from autocomp.cli.studies import open_view
 from autocomp.config import StudyConfig, load_config
 from autocomp.core.errors import ConfigError, InfeasibleError
-from autocomp.core.plan import Plan
 from autocomp.core.progress import Silent
-from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import weight_bytes
 from autocomp.layers.native import WEIGHTS_FILE, native_sketch
 from autocomp.models import sketch_of
@@ -27,10 +25,11 @@ from autocomp.search.edits import edit_path, edit_tensors, prepared_edit
 from autocomp.search.estimate import estimate
 from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.explain import show_trial
+from autocomp.search.objectives import KlObjective
 from autocomp.search.run import Search, finish_trial, run_search
 from autocomp.search.setup import Setup
 from autocomp.search.study import Study
-from autocomp.search.variants import Prepared, VariantBench, stored_setup
+from autocomp.search.variants import Prepared, VariantBench, dense_plan, stored_setup
 from autocomp.search.workbench import Workbench
 
 TOKENS = ("flap-p75", "wandawidth-p50")
@@ -71,10 +70,6 @@ def searched(trained_llama_path, tmp_path_factory):
     return chosen, study_dir, result
 
 
-def dense_plan(bench: Workbench) -> Plan:
-    return Plan({site.name: DENSE for site in bench.sketch.sites}, variant=bench.variant)
-
-
 def test_an_edit_is_made_once_and_a_damaged_one_again(base, monkeypatch, caplog):
     first = edit_tensors(prepared_edit(base, "flap-p75"))
     assert any(name.startswith("bias/") for name in first)
@@ -111,14 +106,13 @@ def test_cutting_leaves_the_base_alone_and_shares_what_is_not_cut(base, bench):
 def test_what_a_variant_costs_is_measured_against_the_base(base, bench):
     assert bench.search_meter is base.search_meter
     assert bench.heldout_meter is base.heldout_meter
-    own = evaluate_plan(base, dense_plan(base), lambda kl: False).kl_nats
-    cut = evaluate_plan(bench, dense_plan(bench), lambda kl: False).kl_nats
+    kl = KlObjective(base)
+    own = evaluate_plan(kl, base, dense_plan(base)).loss
+    cut = evaluate_plan(kl, bench, dense_plan(bench)).loss
     assert abs(own) < 1e-4
     assert cut > 10 * abs(own)
     nothing = VariantBench(base, "flap-p100")
-    assert evaluate_plan(nothing, dense_plan(nothing), lambda kl: False).kl_nats == pytest.approx(
-        own, abs=1e-6
-    )
+    assert evaluate_plan(kl, nothing, dense_plan(nothing)).loss == pytest.approx(own, abs=1e-6)
 
 
 def test_everything_that_is_stored_is_the_variants_own(base, bench):
@@ -165,9 +159,9 @@ def test_the_kl_before_compression_is_kept_and_is_a_constant_of_every_plan(searc
     study = Study.open_existing(study_dir)
     setup = stored_setup(chosen, study, "flap-p75")
     bench = VariantBench(base, "flap-p75")
-    measured = evaluate_plan(bench, dense_plan(bench), lambda kl: False).kl_nats
-    assert setup.kl_nats == pytest.approx(measured, rel=1e-6)
-    assert setup.problem(None).fixed_score == setup.kl_nats
+    measured = evaluate_plan(KlObjective(base), bench, dense_plan(bench)).loss
+    assert setup.loss == pytest.approx(measured, rel=1e-6)
+    assert setup.problem(None).fixed_score == setup.loss
     assert setup.sketch.sites == bench.sketch.sites
 
 
@@ -186,7 +180,7 @@ def test_a_finished_variant_is_measured_from_a_file_that_loads(searched):
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         assert torch.equal(autocomp.load(folder)(ids).logits, autocomp.load(folder)(ids).logits)
-    assert finished.heldout_kl_nats == pytest.approx(record.kl_nats, rel=1.0)
+    assert finished.heldout_kl_nats == pytest.approx(record.loss, rel=1.0)
 
 
 def test_show_explains_a_trial_of_a_variant(searched):
@@ -199,8 +193,8 @@ def test_show_explains_a_trial_of_a_variant(searched):
     assert {row.site: row.shape for row in table.rows if row.shape != (0, 0)}.items() <= {
         site.name: site.shape for site in setup.sketch.sites
     }.items()
-    assert table.predicted_kl_nats > setup.kl_nats
-    assert table.predicted_kl_nats == pytest.approx(record.kl_nats, rel=0.5)
+    assert table.predicted_loss > setup.loss
+    assert table.predicted_loss == pytest.approx(record.loss, rel=0.5)
 
 
 def test_resuming_measures_nothing_and_the_same_seed_gives_the_same_study(searched, tmp_path):
@@ -208,7 +202,7 @@ def test_resuming_measures_nothing_and_the_same_seed_gives_the_same_study(search
 
     def values(place: Path) -> list[tuple]:
         return [
-            (r.logical, r.digest, r.state, r.kl_nats, r.origin)
+            (r.logical, r.digest, r.state, r.loss, r.origin)
             for r in Study.open_existing(place).records()
         ]
 
