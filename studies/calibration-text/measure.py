@@ -25,12 +25,12 @@ from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.data import Windows, interleave, load_corpus, recipe_windows, windows
 from autocomp.data.windows import windows_of
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.record import versions
 from autocomp.layers.native import load as load_native
 from autocomp.models import load
 from autocomp.models.device import body_dtype
 from autocomp.models.teacher import ModelTeacher
 from autocomp.search.finish import write_artefact
-from autocomp.evaluate.record import versions
 from autocomp.search.workbench import Workbench
 
 MODEL = "smollm2-135m"

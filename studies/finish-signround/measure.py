@@ -21,13 +21,13 @@ from autocomp.core.plan import Plan
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.data.windows import windows_of
 from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.record import versions
 from autocomp.formats.io import load as load_tensors
 from autocomp.formats.io import save as save_tensors
 from autocomp.layers.native import load
 from autocomp.models import load as load_model
 from autocomp.models.weights import set_weight
 from autocomp.search.finish import write_artefact
-from autocomp.evaluate.record import versions
 from autocomp.search.workbench import Workbench
 
 MODEL = "smollm2-135m"
