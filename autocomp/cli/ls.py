@@ -29,14 +29,14 @@ DATA = (
     {"name": "ptb", "summary": "through datasets (extra: eval)"},
     {"name": "PATH.txt, .raw, .jsonl", "summary": "your own text; key 'text' in JSON lines"},
 )
-KINDS = (*REGISTRIES, "models", "data", "presets")
+KINDS = (*REGISTRIES, "models", "data", "tasks", "presets")
 
 
 def ls(
     kind: Annotated[str, Argument(help=", ".join(KINDS))],
     output: Output,
 ) -> None:
-    """List methods, spaces, kernels, formats, models, data or presets.
+    """List methods, spaces, kernels, formats, models, data, tasks or presets.
 
     - `autocomp ls methods`
     - `autocomp ls spaces --json`
@@ -64,6 +64,8 @@ def listing(kind: str) -> list[dict[str, str]]:
         return list(MODELS)
     if kind == "data":
         return list(DATA)
+    if kind == "tasks":
+        return _tasks()
     if kind == "presets":
         return [
             {"name": name, "summary": text.splitlines()[0].lstrip("# ")}
@@ -73,6 +75,22 @@ def listing(kind: str) -> list[dict[str, str]]:
         return [_method(row) for row in method_rows()]
     registry: Registry = REGISTRIES[kind]
     return [{"name": name, **_describe(registry[name])} for name in registry]
+
+
+def _tasks() -> list[dict[str, str]]:
+    """Return the tasks of lm-eval, and the suites that they make."""
+    from autocomp.evaluate.tasks import SUITES, TASKS
+
+    rows = [
+        {
+            "name": name,
+            "summary": f"{task.headline or 'word perplexity'} on the {task.split} part",
+            "suites": ", ".join(suite for suite, names in SUITES.items() if name in names),
+        }
+        for name, task in TASKS.items()
+    ]
+    suites = [{"name": name, "summary": ", ".join(names)} for name, names in SUITES.items()]
+    return rows + suites
 
 
 def _method(row: MethodRow) -> dict[str, str]:

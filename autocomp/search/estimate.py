@@ -14,6 +14,7 @@ import torch
 
 from autocomp.config import StudyConfig
 from autocomp.core.finish import finish_spec
+from autocomp.core.metric import KL
 from autocomp.core.registry import METHODS, load_object
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.spec import LayerSpec
@@ -24,6 +25,8 @@ from autocomp.search.setup import Setup
 OVERHEAD = 1.4
 SOLVER_STEP_OPERATIONS = 12
 EVALUATED_SHARE = 0.6
+EXAMPLE_TOKENS = 150
+"""Tokens of an example with all its choices: about the mean of the zero-shot tasks."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,16 @@ def _body_macs(sketch: Sketch) -> int:
     return sum(site.shape[0] * site.shape[1] for site in sketch.sites if site.kind == "linear")
 
 
+def _read_tokens(config: StudyConfig) -> tuple[int, int]:
+    """Return the tokens of one full evaluation and of measuring one finished plan."""
+    objective, data = config.objective, config.data
+    if objective.metric == KL:
+        return data.rungs[-1], data.heldout_tokens
+    examples = objective.rungs[-1], objective.heldout_examples
+    searched, held = (count * EXAMPLE_TOKENS for count in examples)
+    return searched, held + data.heldout_tokens
+
+
 def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
     """Return the seconds to compress one site once."""
     rows, columns = site.shape
@@ -137,8 +150,11 @@ def estimate(config: StudyConfig) -> Estimate:
             store += _solve_seconds(site, spec, speed)
             if site.kind == "linear":
                 score += site.shape[0] * site.shape[1] * sum(site.shape) / speed.single
-    full = data.rungs[-1] * (macs / speed.body + head / speed.single)
-    heldout = data.heldout_tokens * (macs / speed.body + head / speed.single)
+    searched, held = _read_tokens(config)
+    full = searched * (macs / speed.body + head / speed.single)
+    heldout = held * (macs / speed.body + head / speed.single)
+    compared = data.heldout_tokens + (data.rungs[-1] if config.objective.metric == KL else 0)
+    reference = compared * (macs + 2 * head) / speed.single
     finish = data.calibration_tokens * (6 * macs / speed.body + moments / 2 / speed.single)
     finish += 3 * _tuned_tokens(config) * macs / speed.body
     finalists = config.search.finalists + 2
@@ -154,6 +170,7 @@ def estimate(config: StudyConfig) -> Estimate:
     )
     seconds = {
         "calibration": models * calibration,
+        "reference": reference,
         "layer store": models * store,
         "score": models * score,
         "one full evaluation": full,

@@ -15,6 +15,7 @@ from autocomp.core.plan import Plan
 from autocomp.core.progress import Silent
 from autocomp.data import load_corpus
 from autocomp.evaluate.record import DataRead, Measurement
+from autocomp.search.estimate import estimate
 from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.explain import show_trial
 from autocomp.search.objectives import KlObjective, TaskErrorObjective, objective_of
@@ -296,3 +297,19 @@ def test_the_fingerprint_holds_what_the_objective_reads(trained_llama_path, data
     assert {key for key in found if key.startswith("objective.")} == {
         "objective.metric", "objective.tasks", "objective.rungs", "objective.heldout_examples",
     }  # fmt: skip
+
+
+def test_the_estimate_counts_examples_and_not_the_text(trained_llama_path):
+    minutes = []
+    for rungs in ([8, 10**6], [8, 10**8]):  # a tiny model is fast, and minutes are rounded
+        values = {
+            "model": str(trained_llama_path),
+            "budget.max_bytes": "45kB",
+            "objective.metric": "task_error",
+            "objective.tasks": ["piqa"],
+            "objective.rungs": rungs,
+        }
+        minutes.append(estimate(load_config(None, values)).minutes)
+    assert minutes[1]["one full evaluation"] > 10 * minutes[0]["one full evaluation"]
+    assert minutes[0]["one full evaluation"] > 0
+    assert minutes[1]["reference"] < 1
