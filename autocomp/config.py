@@ -21,7 +21,7 @@ from pydantic import (
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
 from autocomp.core.metric import KL, TASK_ERROR
-from autocomp.core.recipe import CORPUS, CalibrationText
+from autocomp.core.recipe import CORPUS, DEFAULT_CALIBRATION, MIX, CalibrationText
 from autocomp.core.registry import SPACES, nearest
 from autocomp.core.units import parse_bytes, parse_duration
 from autocomp.core.variant import variant_spec
@@ -61,7 +61,7 @@ class DataConfig(_Strict):
     """
 
     corpus: str = "pydoc"
-    calibration: str = CORPUS
+    calibration: str = DEFAULT_CALIBRATION
     window: Count = 512
     calibration_tokens: Count = 16384
     rungs: tuple[Count, ...] = Field(default=(1024, 4096, 16384), min_length=1)
@@ -70,6 +70,8 @@ class DataConfig(_Strict):
     @field_validator("calibration")
     @classmethod
     def _known_text(cls, value: str) -> str:
+        if value == DEFAULT_CALIBRATION:  # checked by a test; methods load torch
+            return value
         return CalibrationText.parse(value).token()
 
     @model_validator(mode="after")
@@ -79,6 +81,12 @@ class DataConfig(_Strict):
             raise ValueError(
                 f"calibration_tokens, rungs and heldout_tokens must be multiples of the window "
                 f"({self.window}), got {sizes}"
+            )
+        if self.calibration.startswith(MIX) and self.calibration_tokens < 2 * self.window:
+            raise ValueError(
+                f"calibration {self.calibration} needs two windows of {self.window}, one of each "
+                f"kind: raise calibration_tokens ({self.calibration_tokens}), or set calibration "
+                f"to {CORPUS}"
             )
         return self
 

@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from autocomp.config import (
+    DataConfig,
     SearchConfig,
     StudyConfig,
     fingerprint,
@@ -15,6 +16,7 @@ from autocomp.config import (
 )
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
+from autocomp.core.recipe import DEFAULT_CALIBRATION, CalibrationText
 from autocomp.core.units import parse_bytes, parse_duration
 
 
@@ -218,3 +220,11 @@ def test_schema_describes_every_section():
 
 def test_the_default_finish_is_one() -> None:
     assert finish_spec(DEFAULT_FINISH).token() == SearchConfig().finish
+
+
+def test_the_default_calibration_is_a_recipe_and_needs_two_windows() -> None:
+    assert CalibrationText.parse(DEFAULT_CALIBRATION).token() == DataConfig().calibration
+    with pytest.raises(ConfigError, match=r"needs two windows of 512.*set calibration to corpus"):
+        load_config(None, {"model": "m", "data.calibration_tokens": 512})
+    alone = {"model": "m", "data.calibration_tokens": 512, "data.calibration": "corpus"}
+    assert load_config(None, alone).data.calibration == "corpus"

@@ -8,6 +8,8 @@ from autocomp.core.registry import METHODS, nearest
 
 CORPUS = "corpus"
 MIX = "mix:"
+DEFAULT_CALIBRATION = "mix:selfgen-t1"
+"""Best on text unlike the corpus and no worse on text like it (``studies/calibration-text``)."""
 
 
 @dataclass(frozen=True, slots=True)

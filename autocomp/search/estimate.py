@@ -25,7 +25,7 @@ from autocomp.search.setup import Setup
 OVERHEAD = 1.4
 SOLVER_STEP_OPERATIONS = 12
 EVALUATED_SHARE = 0.6
-EXAMPLE_TOKENS = 150
+EXAMPLE_TOKENS = 100
 """Tokens of an example with all its choices: about the mean of the zero-shot tasks."""
 
 

@@ -89,6 +89,7 @@ class Bench:
             {
                 "model": MODEL,
                 "data.corpus": str(arguments.text),
+                "data.calibration": "corpus",
                 "data.window": arguments.window,
                 "data.calibration_tokens": arguments.calibration,
                 "data.heldout_tokens": arguments.tokens,
