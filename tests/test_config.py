@@ -78,7 +78,7 @@ def test_precedence_set_over_override_over_file_over_default(tmp_path):
 
 
 def test_calibration_text_is_kept_by_its_canonical_token():
-    assert load_config(None, {"model": "a"}).data.calibration == "corpus"
+    assert load_config(None, {"model": "a"}).data.calibration == DEFAULT_CALIBRATION
     for text in ("selfgen-t1.0", "selfgen-t1"):
         config = load_config(None, {"model": "a", "data.calibration": text})
         assert fingerprint(config)["data.calibration"] == "selfgen-t1"
