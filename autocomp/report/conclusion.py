@@ -57,7 +57,7 @@ class Conclusion:
         if self.curse is not None:
             found.append(
                 f"{self.curse.tied} of {self.curse.compared} measured plans are tied with the "
-                f"best searched one; choosing it flatters its {name} by {self.curse.optimism:.4f}"
+                f"best searched one; choosing it flatters its {name} by {self.curse.optimism:.3g}"
             )
         for row in self.finalists[1:]:
             verdict = "tied" if row["tied"] else "worse"
