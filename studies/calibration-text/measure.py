@@ -58,6 +58,7 @@ def runs() -> Iterator[tuple[str, str, str, int, int]]:
     yield from ((*GPTQ, text, 16384, 1) for text in TEXTS)
     yield from ((*SPARSE, text, 2048, 0) for text in TEXTS)
     yield from ((*SIGN, text, 16384, 0) for text in TEXTS)
+    yield from ((*SIGN, text, 16384, 1) for text in (CORPUS, MIX, OWN))
     yield from ((*GPTQ, text, 65536, 0) for text in TEXTS)
     yield from ((*GPTQ, text, 16384, 2) for text in TEXTS)
     yield from ((*SPARSE, text, 65536, 0) for text in TEXTS)
