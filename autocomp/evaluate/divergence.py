@@ -18,19 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from autocomp.evaluate.body import Body
-from autocomp.evaluate.head import (
-    chunks,
-    final_hidden,
-    head_inputs,
-    head_weight,
-    normalise,
-)
-from autocomp.evaluate.reference import BaseReference, BaseWindow, Reference
+from autocomp.evaluate.head import chunks, head_inputs, head_weight, normalise
+from autocomp.evaluate.reference import BaseWindow, Reference
 from autocomp.models.device import bf16_products
 
 FLOOR_TOKENS = 4096
-
-__all__ = ["BaseReference", "DivergenceMeter", "WindowScores", "final_hidden", "head_weight"]
 
 
 @dataclass(frozen=True, slots=True)

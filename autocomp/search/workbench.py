@@ -71,7 +71,7 @@ class Workbench:
 
     Args:
         config: The study's configuration.
-        progress: Told when a data recipe writes text.
+        progress: Told of the base's pass over a text, and of text that a data recipe writes.
     """
 
     variant: str = BASE

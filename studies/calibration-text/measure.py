@@ -24,8 +24,9 @@ from autocomp.core.recipe import CalibrationText
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.data import Windows, interleave, load_corpus, recipe_windows, windows
 from autocomp.data.windows import windows_of
-from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.divergence import DivergenceMeter
 from autocomp.evaluate.record import versions
+from autocomp.evaluate.reference import BaseReference
 from autocomp.layers.native import load as load_native
 from autocomp.models import load
 from autocomp.models.device import body_dtype

@@ -20,8 +20,9 @@ from autocomp.config import load_config
 from autocomp.core.plan import Plan
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.data.windows import windows_of
-from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.divergence import DivergenceMeter
 from autocomp.evaluate.record import versions
+from autocomp.evaluate.reference import BaseReference
 from autocomp.formats.io import load as load_tensors
 from autocomp.formats.io import save as save_tensors
 from autocomp.layers.native import load

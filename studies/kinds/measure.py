@@ -23,8 +23,9 @@ from autocomp.core.plan import Plan
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
 from autocomp.cost.memory import peak_memory_bytes, plan_cache_bytes
-from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.divergence import DivergenceMeter
 from autocomp.evaluate.record import versions
+from autocomp.evaluate.reference import BaseReference
 from autocomp.export import export_model
 from autocomp.layers.native import load, native_sketch, read_plan
 from autocomp.search.finish import write_artefact

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from autocomp.cli.libraries import quiet_libraries
 from autocomp.data import protocol_windows
-from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.divergence import DivergenceMeter
 from autocomp.evaluate.files import load_any
 from autocomp.evaluate.record import hardware, versions
+from autocomp.evaluate.reference import BaseReference
 from autocomp.evaluate.summary import data_read, divergence_metrics
 
 OUT = Path(__file__).parent / "results" / "peer.json"

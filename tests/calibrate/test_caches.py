@@ -10,7 +10,7 @@ from autocomp.calibrate.stream import CalibrationStream, draw_labels
 from autocomp.calibrate.walker import BlockWalker
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
-from autocomp.evaluate.divergence import final_hidden
+from autocomp.evaluate.head import final_hidden
 from autocomp.models import LoadedModel, load, structure
 from autocomp.models.attention import compressing, decode_attention, set_cache_spec
 

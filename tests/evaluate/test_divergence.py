@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from autocomp.evaluate.divergence import BaseReference, DivergenceMeter
+from autocomp.evaluate.divergence import DivergenceMeter
+from autocomp.evaluate.reference import BaseReference
 from autocomp.models import load
 from autocomp.models.tiny import FAMILIES, tiny
 
