@@ -9,7 +9,7 @@ from autocomp.core.registry import METHODS, nearest
 CORPUS = "corpus"
 MIX = "mix:"
 DEFAULT_CALIBRATION = "mix:selfgen-t1"
-"""Far better than the corpus on text unlike it, hardly worse on text like it (``studies``)."""
+"""Far better than the corpus on text unlike it, a little worse on text like it; see studies."""
 
 
 @dataclass(frozen=True, slots=True)
