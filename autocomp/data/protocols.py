@@ -96,11 +96,7 @@ def protocol_windows(
     else:
         ids = _consecutive(name, protocol.join.join(chosen), tokenizer, length, most)
     found = windows_of(ids, tokenizer, name, "heldout")
-    return replace(
-        found,
-        text_bytes=found.text_bytes - _start_bytes(ids, tokenizer),
-        in_order=protocol.join is not None,
-    )
+    return replace(found, text_bytes=found.text_bytes - _start_bytes(ids, tokenizer))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

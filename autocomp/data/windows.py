@@ -17,14 +17,12 @@ class Windows:
     """Windows of consecutive tokens that do not overlap.
 
     Args:
-        input_ids: (n, length) int64; every prefix is spread over the text unless ``in_order``.
+        input_ids: (n, length) int64; of a corpus every prefix is spread over the text.
         corpus: Name of the corpus.
         split: Part that they come from.
         length: Tokens a window.
         text_bytes: UTF-8 bytes of the windows' text, for bits per byte.
         digest: Sha256 over the tokens, hexadecimal.
-        in_order: Whether they follow one another as in the text, so that a prefix is its beginning
-            and no sample of all of it.
     """
 
     input_ids: Tensor
@@ -33,7 +31,6 @@ class Windows:
     length: int
     text_bytes: int
     digest: str
-    in_order: bool = False
 
     @property
     def tokens(self) -> int:

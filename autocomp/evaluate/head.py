@@ -35,11 +35,6 @@ def head_inputs(model: PreTrainedModel, windows: Tensor) -> Tensor:
     with decode_attention(model):
         output = model.base_model(input_ids=windows.to(device), use_cache=False)
     hidden: Tensor = output.last_hidden_state
-    return with_bias_channel(model, hidden)
-
-
-def with_bias_channel(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Return hidden states as the matrix of :func:`head_weight` takes them."""
     biased = model.get_output_embeddings().bias is not None
     return functional.pad(hidden, (0, 1), value=1.0) if biased else hidden
 

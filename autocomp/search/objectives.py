@@ -86,7 +86,7 @@ class KlObjective:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        self._windows = bench.windows("search", bench.config.data.rungs[-1])
+        self._windows = bench.search_text
         self.digest = self._windows.digest
 
     @property

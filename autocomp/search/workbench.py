@@ -146,9 +146,14 @@ class Workbench:
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 
     @cached_property
+    def search_text(self) -> Windows:
+        """Search windows; every prefix is spread over the text."""
+        return self.windows("search", self.config.data.rungs[-1])
+
+    @property
     def search_windows(self) -> Tensor:
-        """Search windows, (n, length); every prefix is spread over the text."""
-        return self.windows("search", self.config.data.rungs[-1]).input_ids
+        """Token ids of the search windows, (n, length)."""
+        return self.search_text.input_ids
 
     @cached_property
     def ladder(self) -> Ladder:

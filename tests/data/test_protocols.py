@@ -74,9 +74,7 @@ def test_wikitext2_joins_all_rows_and_starts_with_one_bos(tmp_path: Path) -> Non
     found = protocol_windows("wikitext2", bos_tokenizer(), length=16, file=path)
     expected = cut([1, *bytes_of("\n\n".join(WIKITEXT))], 16)
     assert found.input_ids.tolist() == expected
-    assert (found.corpus, found.split, found.length, found.in_order) == (
-        "wikitext2", "heldout", 16, True,
-    )  # fmt: skip
+    assert (found.corpus, found.split, found.length) == ("wikitext2", "heldout", 16)
     assert (found.input_ids == 1).sum() == 1
     assert found.text_bytes == 16 * len(expected) - 1  # a byte a token, and BOS is no text
     plain = protocol_windows("wikitext2", byte_tokenizer(), length=16, file=path)
@@ -135,7 +133,6 @@ def test_c4_draws_what_the_papers_drew(tmp_path: Path, packed: str) -> None:
         i = random.randint(0, len(ids) - length - 1)
         expected.append(ids[i : i + length])
     assert found.input_ids.tolist() == expected
-    assert not found.in_order
     few = protocol_windows("c4", bos_tokenizer(), length=length, data_dir=tmp_path, limit=9)
     assert few.input_ids.tolist() == expected[:9]
 
