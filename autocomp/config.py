@@ -22,7 +22,7 @@ from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
 from autocomp.core.metric import KL, TASK_ERROR
 from autocomp.core.recipe import CORPUS, DEFAULT_CALIBRATION, MIX, CalibrationText
-from autocomp.core.registry import SPACES, nearest
+from autocomp.core.registry import SAMPLERS, SPACES, nearest
 from autocomp.core.units import parse_bytes, parse_duration
 from autocomp.core.variant import variant_spec
 
@@ -183,7 +183,8 @@ class SearchConfig(_Strict):
     ``baselines`` is the most uniform plans that are measured first. ``ladder`` is the number of
     budgets at which plans are sought, from the budget itself down to ``lowest_share`` of it, and
     ``at_budget`` the share of the refinements that goes to the largest. ``finish`` is what tunes
-    the blocks of a finalist after the layer methods, or ``none``.
+    the blocks of a finalist after the layer methods, or ``none``. ``sampler`` names what proposes
+    plans, and ``moves`` the moves that it may make; empty allows all.
     """
 
     trials: Count = 60
@@ -194,6 +195,18 @@ class SearchConfig(_Strict):
     ladder: Count = 4
     lowest_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     at_budget: Annotated[float, Field(ge=0, le=1)] = 0.8
+    sampler: str = "auto"
+    moves: tuple[str, ...] = ()
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, value: str) -> str:
+        if value not in SAMPLERS:
+            raise ValueError(
+                f"unknown sampler {value!r}.{nearest(value, list(SAMPLERS))} "
+                f"Known: {', '.join(SAMPLERS)}"
+            )
+        return value
 
     @field_validator("finish")
     @classmethod

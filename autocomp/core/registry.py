@@ -73,5 +73,6 @@ class Registry(Mapping[str, Any]):
 METHODS = Registry("method", "autocomp.methods:METHODS")
 SPACES = Registry("search space", "autocomp.search_spaces:SPACES")
 KERNELS = Registry("kernel", "autocomp.kernels:KERNELS")
+SAMPLERS = Registry("sampler", "autocomp.search.samplers:SAMPLERS")
 FORMATS = Registry("format", "autocomp.formats:FORMATS")
 STEPS = Registry("input step", "autocomp.formats:STEPS")

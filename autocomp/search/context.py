@@ -34,26 +34,6 @@ FORCED = -1e6
 """A score so low that every solution takes it, nats."""
 
 
-class Told(Protocol):
-    """What proposals read of a told trial."""
-
-    @property
-    def logical(self) -> int:
-        """Logical number of the trial."""
-
-    @property
-    def params(self) -> Mapping[str, int]:
-        """Option index by group name."""
-
-    @property
-    def state(self) -> str:
-        """``COMPLETE`` when measured to the top rung."""
-
-    @property
-    def loss(self) -> float | None:
-        """The study's metric at the highest rung that was reached."""
-
-
 class Space(Protocol):
     """What proposals need of an option space."""
 
@@ -70,26 +50,6 @@ class Space(Protocol):
 
     def decode(self, params: Mapping[str, int]) -> Plan:
         """Return the plan of an assignment."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A plan to measure.
-
-    Args:
-        logical: Logical number of the trial.
-        params: Canonical option index by group name.
-        plan: What the parameters decode to.
-        origin: ``uniform``, ``probe:<family>``, ``knapsack:score``, ``knapsack``, ``ladder``,
-            ``variant``, ``step`` or ``mutation``.
-        family: Family of the plan.
-    """
-
-    logical: int
-    params: Mapping[str, int]
-    plan: Plan
-    origin: str
-    family: str
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import site_bytes, weight_bytes
 from autocomp.search.correction import Correction
 from autocomp.search.knapsack import Problem
-from autocomp.search.proposals import correction_of
 from autocomp.search.records import TrialRecord
 from autocomp.search.run import load_study_config
+from autocomp.search.samplers.auto import correction_of
 from autocomp.search.setup import Setup
 from autocomp.search.study import Study
 from autocomp.search.variants import first_context, read_scores, search_context, stored_setup

@@ -29,6 +29,7 @@ class NewTrial:
         weight_bytes: Predicted size of the weight file, which is exact.
         constraints: Amounts by which limits are exceeded (``weight_bytes − limit``); feasible at
             0 and below.
+        details: What the sampler kept of the proposal, JSON values.
     """
 
     logical: int
@@ -39,6 +40,7 @@ class NewTrial:
     family: str
     weight_bytes: int
     constraints: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes of the trial."""
@@ -49,6 +51,7 @@ class NewTrial:
             "weight_bytes": self.weight_bytes,
             "digest": self.plan.digest,
             "plan": self.plan.canonical(),
+            "proposal": dict(self.details),
         }
 
 
@@ -190,6 +193,7 @@ class TrialRecord:
         seconds: Wall time of the evaluation.
         measurement: JSON of the :class:`~autocomp.evaluate.record.Measurement`; empty if none.
         finished: Its artefact, if there is one; the best, where it was trained too.
+        details: What the sampler kept of the proposal.
     """
 
     number: int
@@ -209,6 +213,7 @@ class TrialRecord:
     seconds: float = 0.0
     measurement: Mapping[str, Any] = field(default_factory=dict, repr=False)
     finished: FinishedRecord | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def plan(self) -> Plan:
@@ -257,4 +262,5 @@ def to_record(
         seconds=attrs.get("seconds", 0.0),
         measurement=attrs.get("measurement", {}),
         finished=finished,
+        details=attrs.get("proposal", {}),
     )

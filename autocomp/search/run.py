@@ -12,11 +12,12 @@ from autocomp.core.errors import ConfigError, InfeasibleError, NumericalError
 from autocomp.core.metric import short_name
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.registry import SPACES
+from autocomp.core.registry import SAMPLERS, SPACES
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
 from autocomp.models import sketch_of
+from autocomp.search.ask import Ask
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
 from autocomp.search.evaluation import evaluate_plan
@@ -24,7 +25,6 @@ from autocomp.search.finish import write_artefact
 from autocomp.search.gate import Gate
 from autocomp.search.heldout import measure_artefact
 from autocomp.search.objectives import check_objective
-from autocomp.search.proposals import propose
 from autocomp.search.records import (
     FinishedRecord,
     Measured,
@@ -126,7 +126,9 @@ class Search:
             with self.clock.time("record"):
                 told = self.study.records()
             with self.clock.time("solve"):
-                proposal = propose(index, SeedTree(self.config.seed), contexts, told)
+                proposal = SAMPLERS[limits.sampler](
+                    Ask(index, SeedTree(self.config.seed), contexts, told)
+                )
             if proposal is None:
                 self.progress.log("no new plan is left near the best ones; stopping")
                 break
@@ -141,6 +143,7 @@ class Search:
                     family=proposal.family,
                     weight_bytes=setup.costs(proposal.plan)["weight_bytes"],
                     constraints=setup.violation(proposal.plan),
+                    details=proposal.details,
                 )
                 number = self.study.add(new)
             if number is not None:

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,10 +11,11 @@ from autocomp.core.plan import Plan
 from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.search.ask import Ask
 from autocomp.search.context import Schedule, SearchContext, marginal_price, option_kind
 from autocomp.search.correction import option_class
 from autocomp.search.knapsack import Bypass, Group, Problem, largest, smallest, solve
-from autocomp.search.proposals import best_within, changes, propose, step
+from autocomp.search.samplers.auto import best_within, changes, propose, step
 from autocomp.search_spaces._options import OptionSpace
 
 
@@ -153,12 +154,17 @@ class Trial:
     state: str
     loss: float | None
     origin: str = ""
+    details: dict = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        return self.logical
 
 
 def run(world: World, trials: int, seed: int = 0) -> list[Trial]:
     told: list[Trial] = []
     for index in range(trials):
-        proposal = propose(index, SeedTree(seed), [world.context], told)
+        proposal = propose(Ask(index, SeedTree(seed), [world.context], told))
         if proposal is None:
             break
         kl = world.measure(proposal.params)
@@ -255,11 +261,11 @@ def test_most_refinements_spend_the_whole_budget(world, history):
 def test_a_proposal_depends_on_nothing_but_seed_number_and_earlier_trials(world, history):
     context = replace(world.context)  # no cached properties
     for index in (0, 5, 12, 25):
-        found = propose(index, SeedTree(0), [context], list(reversed(history)))
+        found = propose(Ask(index, SeedTree(0), [context], list(reversed(history))))
         assert found.params == history[index].params
         assert found.origin == history[index].origin
         assert found.logical == index
-    again = [propose(35, SeedTree(seed), [context], history).params for seed in (1, 2, 3)]
+    again = [propose(Ask(35, SeedTree(seed), [context], history)).params for seed in (1, 2, 3)]
     assert len({tuple(sorted(params.items())) for params in again}) == 3
 
 
@@ -270,13 +276,13 @@ def test_stopped_and_failed_trials_are_tolerated(world, history):
         else trial
         for i, trial in enumerate(history)
     ]  # fmt: skip
-    found = propose(36, SeedTree(0), [world.context], told)
+    found = propose(Ask(36, SeedTree(0), [world.context], told))
     assert found is not None
     assert all(found.params != trial.params for trial in told)
     best = best_within(world.context, told, world.context.budget_bytes)
     assert best.state == "COMPLETE"
     nothing = [replace(trial, state="FAIL", loss=None) for trial in history]
-    assert propose(36, SeedTree(0), [world.context], nothing) is not None
+    assert propose(Ask(36, SeedTree(0), [world.context], nothing)) is not None
 
 
 def test_an_exhausted_space_ends():
@@ -288,15 +294,15 @@ def test_an_exhausted_space_ends():
         space=OptionSpace(world.context.space.sketch, lists),
         problem=Problem(groups, fixed_cost=500),
     )
-    first = propose(0, SeedTree(0), [context], [])
+    first = propose(Ask(0, SeedTree(0), [context], []))
     told = [Trial(0, first.params, "COMPLETE", 1.0)]
-    assert propose(1, SeedTree(0), [context], told) is None
+    assert propose(Ask(1, SeedTree(0), [context], told)) is None
 
 
 def test_a_budget_that_cannot_be_met_is_refused(world):
     context = replace(world.context, budget_bytes=smallest(world.problem).cost - 1)
     with pytest.raises(InfeasibleError):
-        propose(0, SeedTree(0), [context], [])
+        propose(Ask(0, SeedTree(0), [context], []))
 
 
 def test_a_loose_budget_and_a_space_without_bypasses_work():
@@ -304,7 +310,7 @@ def test_a_loose_budget_and_a_space_without_bypasses_work():
     context = replace(world.context, budget_bytes=largest(world.problem).cost * 2)
     loose = World(context, world.measure)
     assert "bypassed" not in context.kinds
-    told = [propose(0, SeedTree(0), [context], [])]
+    told = [propose(Ask(0, SeedTree(0), [context], []))]
     assert told[0].origin == "uniform"
     assert world.measure(context.params(largest(loose.problem))) < 1e-3
 

@@ -31,8 +31,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocomp.core.seeds import SeedTree
-from autocomp.search.context import Proposal, SearchContext, Told
+from autocomp.search.ask import Ask, Proposal, Told
+from autocomp.search.context import SearchContext
 from autocomp.search.correction import Correction, Evidence, fit
 from autocomp.search.knapsack import Problem, Solution, repair, smallest, solve
 
@@ -45,16 +45,11 @@ MIX = {"knapsack": 0.15, "step": 0.7, "mutation": 0.15}
 ANY_VARIANT = 0.1
 
 
-def propose(
-    index: int, seed: SeedTree, contexts: Sequence[SearchContext], told: Sequence[Told]
-) -> Proposal | None:
+def propose(ask: Ask) -> Proposal | None:
     """Return the proposal of a logical trial.
 
     Args:
-        index: Logical number of the trial, from 0.
-        seed: The study's seed; the trial uses ``seed.child("trial", index)``.
-        contexts: What is searched, one a variant.
-        told: Trials told so far; only those with a smaller logical number are looked at.
+        ask: Number, seed, space and what was told.
 
     Returns:
         The proposal, or ``None`` when no new plan was found: the space is exhausted near the best.
@@ -62,7 +57,7 @@ def propose(
     Raises:
         InfeasibleError: If the budget is below the smallest reachable size.
     """
-    told = sorted((t for t in told if t.logical < index), key=lambda t: t.logical)
+    index, contexts, told = ask.index, ask.contexts, ask.told
     known = {frozenset(t.params.items()) for t in told}
 
     def fresh(context: SearchContext, solution: Solution | None, origin: str) -> Proposal | None:
@@ -85,7 +80,7 @@ def propose(
     opening = _opening(index, contexts, told)
     if opening and (proposal := fresh(*opening)):
         return proposal
-    rng = seed.child("trial", index).numpy()
+    rng = ask.seed.child("trial", index).numpy()
     for _ in range(ATTEMPTS):
         if proposal := fresh(*_refine(rng, contexts, told)):
             return proposal

@@ -11,10 +11,11 @@ from autocomp.core.plan import Plan
 from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.spec import LayerSpec
+from autocomp.search.ask import Ask
 from autocomp.search.context import Schedule, SearchContext
 from autocomp.search.correction import option_class
 from autocomp.search.knapsack import Group, Problem, smallest
-from autocomp.search.proposals import correction_of, propose
+from autocomp.search.samplers.auto import correction_of, propose
 from autocomp.search_spaces._options import OptionSpace
 from autocomp.search_spaces._variants import VariantSpace
 
@@ -101,7 +102,7 @@ def measure(found: list[SearchContext], params: dict[str, int]) -> float:
 def run(found: list[SearchContext], trials: int) -> list[Trial]:
     told: list[Trial] = []
     for index in range(trials):
-        proposal = propose(index, SeedTree(0), found, told)
+        proposal = propose(Ask(index, SeedTree(0), found, told))
         assert proposal is not None
         params = dict(proposal.params)
         told.append(Trial(index, params, measure(found, params), proposal.origin))
@@ -158,7 +159,7 @@ def test_a_proposal_depends_on_nothing_but_seed_number_and_earlier_trials(search
     found, told = searched
     fresh = [replace(context) for context in found]  # no cached properties
     for index in (0, 8, 15, 30):
-        again = propose(index, SeedTree(0), fresh, list(reversed(told)))
+        again = propose(Ask(index, SeedTree(0), fresh, list(reversed(told))))
         assert again.params == told[index].params
         assert again.origin == told[index].origin
 
