@@ -1,13 +1,11 @@
 """The study configuration: one frozen, strict model, read from YAML and the command line."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -18,18 +16,27 @@ from pydantic import (
     model_validator,
 )
 
+from autocomp.core.cost import DECODE_MS, LIMITS, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
 from autocomp.core.metric import KL, TASK_ERROR
 from autocomp.core.recipe import CORPUS, DEFAULT_CALIBRATION, MIX, CalibrationText
-from autocomp.core.registry import SAMPLERS, SPACES, nearest
-from autocomp.core.units import parse_bytes, parse_duration
+from autocomp.core.registry import DRIVERS, SAMPLERS, SCORES, SPACES, nearest
+from autocomp.core.settings import explain, flatten, parse_yaml, put, refuse_unknown
+from autocomp.core.units import parse_bytes, parse_duration, parse_flops
 from autocomp.core.variant import variant_spec
 
 PRESETS = "autocomp.search_spaces.presets"
+_LATER = {
+    "budget.max_decode_ms": None,
+    "budget.max_flops": None,
+    "objective.cost": WEIGHT_BYTES,
+    "space.tied": False,
+}
 NOT_SEMANTIC = {"search", "device", "store_bytes", "study_dir"}
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -97,15 +104,19 @@ class DataConfig(_Strict):
 
 
 class ObjectiveConfig(_Strict):
-    """What is minimised beside bytes: KL to the base on the text, or the error on tasks.
+    """A loss and a cost that are minimised together.
 
+    ``kl_nats`` is the KL to the base on the text, ``perplexity`` that of the text itself;
     ``task_error`` is 1 less the accuracy, averaged over the examples of ``tasks``, such as
     ``arc_easy``. They are read from the hub, or from the files in ``data_dir``. ``rungs`` are the
     sizes of its fidelity ladder in examples, cheap to full, and ``heldout_examples`` are others,
-    which decide between finalists; both shrink where the tasks have fewer.
+    which decide between finalists; both shrink where the tasks have fewer. ``cost`` is the second
+    axis of the front: bytes of the weight file, peak memory, or time or operations of decoding a
+    token, for the context, batch and device of the budget.
     """
 
-    metric: Literal["kl_nats", "task_error"] = KL
+    metric: Literal["kl_nats", "perplexity", "task_error"] = KL
+    cost: Literal["weight_bytes", "peak_memory_bytes", "decode_ms", "flops"] = WEIGHT_BYTES
     tasks: tuple[str, ...] = ()
     data_dir: str | None = None
     rungs: tuple[Count, ...] = Field(default=(64, 256, 1024), min_length=1)
@@ -120,7 +131,7 @@ class ObjectiveConfig(_Strict):
     def _tasks(self) -> "ObjectiveConfig":
         if self.metric == TASK_ERROR and not self.tasks:
             raise ValueError("task_error needs tasks: name them with --tasks, such as arc_easy")
-        if self.metric == KL and self.tasks:
+        if self.metric != TASK_ERROR and self.tasks:
             raise ValueError(
                 f"tasks are read by the metric task_error only, got {', '.join(self.tasks)}: give "
                 "--objective task_error"
@@ -133,9 +144,11 @@ class ObjectiveConfig(_Strict):
 class SpaceConfig(_Strict):
     """The search space by name, and option tokens that replace its defaults (``None`` keeps).
 
-    Caches are searched when peak memory is the only budget, or when ``cache`` is given.
+    Caches are searched when peak memory is limited or minimised, or when ``cache`` is given.
     ``variants`` are edits of the architecture that are searched beside the model as it is, such
-    as ``flap-p80``: the MLPs with 80 % of their inner channels.
+    as ``flap-p80``: the MLPs with 80 % of their inner channels. ``tied`` gives the linears of a
+    sub-block that read the same input (q/k/v, gate/up) one decision, as servers need that fuse
+    them.
     """
 
     name: str = "joint"
@@ -144,6 +157,7 @@ class SpaceConfig(_Strict):
     bypass: bool | None = None
     cache: tuple[str, ...] | None = Field(default=None, min_length=1)
     variants: tuple[str, ...] = ()
+    tied: bool = False
 
     @field_validator("variants")
     @classmethod
@@ -164,17 +178,43 @@ class SpaceConfig(_Strict):
 
 
 class BudgetConfig(_Strict):
-    """What a plan may cost: bytes of the weight file, peak memory at a context and batch."""
+    """What a plan may cost, of any of four: every limit that is given holds.
+
+    Bytes of the weight file; peak memory at a context and batch; milliseconds of decoding one
+    token of every sequence there, modelled for a ``device`` (``autocomp ls devices``); operations
+    of decoding one token, such as ``200M``.
+    """
 
     max_bytes: Bytes | None = None
     max_memory: Bytes | None = None
+    max_decode_ms: Annotated[float, Field(gt=0)] | None = None
+    max_flops: Flops | None = None
     context: Count = 2048
     batch: Count = 1
+    device: str = "h100"
 
     @property
-    def memory_only(self) -> bool:
-        """Whether peak memory is the only limit."""
-        return self.max_bytes is None and self.max_memory is not None
+    def limits(self) -> dict[str, float]:
+        """The limits that are given, by name of the cost."""
+        given = {cost: getattr(self, field) for cost, field in LIMITS.items()}
+        return {cost: limit for cost, limit in given.items() if limit is not None}
+
+
+class ResourceConfig(_Strict):
+    """What one worker gets: cores, which are its threads, and a share of a GPU.
+
+    What is not given is an equal share of this machine's.
+    """
+
+    cpus: Count | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+
+    @field_validator("gpus")
+    @classmethod
+    def _shared_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"a worker gets a share of one GPU, or whole ones, got {value}")
+        return value
 
 
 class SearchConfig(_Strict):
@@ -183,20 +223,62 @@ class SearchConfig(_Strict):
     ``baselines`` is the most uniform plans that are measured first. ``ladder`` is the number of
     budgets at which plans are sought, from the budget itself down to ``lowest_share`` of it, and
     ``at_budget`` the share of the refinements that goes to the largest. ``finish`` is what tunes
-    the blocks of a finalist after the layer methods, or ``none``. ``sampler`` names what proposes
-    plans, and ``moves`` the moves that it may make; empty allows all.
+    the blocks of a finalist after the layer methods, or ``none``. ``finalists`` plans are finished
+    at each of the ``finish_budgets`` largest budgets of the ladder, and up to ``more_finalists``
+    others where finished results contradict searched ones. ``sampler`` names what proposes
+    plans, and ``moves`` the moves that it may make; empty allows all. ``warm_from`` names the
+    directories of other studies, whose corrections of the scores this one starts from.
+    ``workers`` processes measure plans at a time; ``driver`` is ``inline`` (this process, one
+    worker) or ``ray``, and follows from ``workers`` when not given. ``score`` names what predicts
+    the loss of an option before anything is measured.
     """
 
     trials: Count = 60
     timeout_s: Seconds | None = None
     finalists: Count = 3
+    finish_budgets: Count = 1
+    more_finalists: Annotated[int, Field(ge=0)] = 2
     finish: str = DEFAULT_FINISH
     baselines: Count = 8
     ladder: Count = 4
     lowest_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     at_budget: Annotated[float, Field(ge=0, le=1)] = 0.8
+    score: str = "kronecker"
     sampler: str = "auto"
     moves: tuple[str, ...] = ()
+    warm_from: tuple[str, ...] = ()
+    workers: Count = 1
+    driver: str | None = None
+    resources: ResourceConfig = ResourceConfig()
+
+    @property
+    def driver_name(self) -> str:
+        """Name of the driver: the chosen one, or what the number of workers needs."""
+        return self.driver or ("inline" if self.workers == 1 else "ray")
+
+    @model_validator(mode="after")
+    def _known_driver(self) -> "SearchConfig":
+        if self.driver_name not in DRIVERS:
+            raise ValueError(
+                f"unknown driver {self.driver!r}.{nearest(self.driver_name, list(DRIVERS))} "
+                f"Known: {', '.join(DRIVERS)}"
+            )
+        if self.driver == "inline" and self.workers > 1:
+            raise ValueError(
+                f"the driver inline is one worker, this process, got workers {self.workers}: "
+                "take the driver ray"
+            )
+        return self
+
+    @field_validator("score")
+    @classmethod
+    def _known_score(cls, value: str) -> str:
+        if value not in SCORES:
+            raise ValueError(
+                f"unknown score {value!r}.{nearest(value, list(SCORES))} "
+                f"Known: {', '.join(SCORES)}"
+            )
+        return value
 
     @field_validator("sampler")
     @classmethod
@@ -261,54 +343,41 @@ def load_config(
     data = _read(source) if source is not None else {}
     for key, value in (overrides or {}).items():
         if value is not None:
-            _put(data, key, value)
+            put(data, key, value)
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {text!r}: expected key=value, such as search.trials=20.")
-        _put(data, key.strip(), _yaml(value, f"--set {text!r}"))
+        put(data, key.strip(), parse_yaml(value, f"--set {text!r}"))
     if not data.get("model"):
         raise ConfigError(
             "no model given: name one (smollm2-135m is embedded; any Hugging Face id or folder "
             "works) or write 'model:' in the configuration file."
         )
-    _refuse_unknown(data, StudyConfig, "")
+    refuse_unknown(data, StudyConfig)
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
         where = "" if source is None else f" ({source})"
-        raise ConfigError(f"configuration{where}: {_explain(error)}") from error
+        raise ConfigError(f"configuration{where}: {explain(error)}") from error
 
 
 def fingerprint(config: StudyConfig) -> dict[str, Any]:
     """Return the settings that make two studies comparable, by dotted key.
 
-    Left out: how long to search, where to compute and where files lie, empty lists, and what the
-    objective does not read.
+    Left out: how long to search, where to compute and where files lie, empty lists, what neither
+    loss nor costs read, and settings of later versions that are not used, so that studies stay
+    open to them.
     """
-    flat = _flatten(config.model_dump(mode="json", exclude=NOT_SEMANTIC))
-    unread = set(ObjectiveConfig.model_fields) - {"metric"}
+    flat = flatten(config.model_dump(mode="json", exclude=NOT_SEMANTIC))
+    unread = set(ObjectiveConfig.model_fields) - {"metric", "cost"}
     if config.objective.metric == TASK_ERROR:
         unread = {"data_dir"}
     hidden = {f"objective.{name}" for name in unread}
+    hidden |= {key for key, unused in _LATER.items() if flat.get(key) == unused}
+    if DECODE_MS not in (config.objective.cost, *config.budget.limits):
+        hidden.add("budget.device")
     return {key: value for key, value in flat.items() if value != [] and key not in hidden}
-
-
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from error
 
 
 def _read(source: str | Path) -> dict[str, Any]:
@@ -325,51 +394,7 @@ def _read(source: str | Path) -> dict[str, Any]:
             f"no configuration file {str(source)!r}, and no preset of that name."
             f"{nearest(str(source), list(shipped))} Presets: {', '.join(shipped)}."
         )
-    data = _yaml(text, str(source))
+    data = parse_yaml(text, str(source))
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: expected a mapping of settings at the top level.")
     return data
-
-
-def _put(data: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = data.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{key}: {parent!r} holds a value, not settings of its own.")
-        data[parent] = data = dict(inner)
-    data[last] = value
-
-
-def _refuse_unknown(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
-    fields = model.model_fields
-    for key, value in data.items():
-        if key not in fields:
-            raise ConfigError(
-                f"unknown setting {prefix}{key!s}.{_suggest(str(key), fields)} "
-                f"Allowed here: {', '.join(fields)}."
-            )
-        inner = fields[key].annotation
-        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
-            _refuse_unknown(value, inner, f"{prefix}{key}.")
-
-
-def _suggest(key: str, fields: Mapping[str, Any]) -> str:
-    """Return near names of this level, or the full path when the key exists one level down."""
-    for section, info in StudyConfig.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and key in inner.model_fields:
-            return f" Did you mean '{section}.{key}'?"
-    close = difflib.get_close_matches(key, list(fields), n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(repr(item) for item in close)}?" if close else ""
-
-
-def _explain(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "settings"
-        message = item["msg"].removeprefix("Value error, ")
-        got = item["input"]
-        shown = "" if item["type"] == "missing" or isinstance(got, dict) else f" (got {got!r})"
-        parts.append(f"{where}: {message}{shown}")
-    return "; ".join(parts)

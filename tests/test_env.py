@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,16 @@ def test_log_level_and_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOCOMP_LOG_LEVEL", "debug")
     monkeypatch.setenv("NO_COLOR", "1")
     assert (env.log_level(), env.no_color()) == ("DEBUG", True)
+
+
+def test_ray_is_prepared_without_overruling_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert env.ray_address() is None
+    monkeypatch.setenv("RAY_ADDRESS", "host:6379")
+    assert env.ray_address() == "host:6379"
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "1")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    env.prepare_ray()
+    assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "1"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

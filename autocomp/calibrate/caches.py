@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocomp.calibrate.collect import PerToken, half_squared_product
 from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.spec import LayerSpec
 from autocomp.models.attention import cache_spec, decode_attention, set_cache_spec
@@ -19,8 +20,10 @@ def cache_scores(
     batches: Sequence[Batch],
     gradients: Sequence[Tensor],
     specs: Sequence[LayerSpec],
+    per_token: PerToken = half_squared_product,
+    sinks: Sequence[Tensor] | None = None,
 ) -> dict[str, float]:
-    """Return ``½ E[(gᵀ Δy)²]`` of each spec, nats a token: a drop score with ``Δy`` for ``−y``.
+    """Return the score of each spec: a drop score with ``Δy`` for ``−y``, ``½ E[(gᵀ Δy)²]``.
 
     ``Δy`` is how what the attention adds changes when every token reads the cache as decoding with
     it would. The first tokens of a window read nothing that is stored, so the mean grows with the
@@ -34,12 +37,15 @@ def cache_scores(
         gradients: Loss gradients at what the attention adds to the residual stream,
             (tokens, hidden), of the first of these batches; the others are not read.
         specs: Layer specs with a cache slot, or dense.
+        per_token: What a changed output is worth, averaged over tokens.
+        sinks: Which tokens are sinks, (tokens,) bool a batch, where somebody looked.
 
     Returns:
         The score by token.
     """
     attention = walker.layout.get(name)
     kept = batches[: len(gradients)]
+    masks = [None] * len(kept) if sinks is None else sinks[: len(kept)]
     calls = _calls(walker, block, attention, kept)
     exact = [_output(walker, name, call) for call in calls]
     before, scores = cache_spec(attention), {}
@@ -51,8 +57,8 @@ def cache_scores(
                 changes = [_output(walker, name, call) - y for call, y in pairs]
         finally:
             set_cache_spec(attention, before)
-        products = [(g * d).sum(dim=1) for g, d in zip(gradients, changes, strict=True)]
-        scores[spec.token()] = 0.5 * torch.cat(products).square().mean(dtype=torch.float64).item()
+        values = [per_token(*part) for part in zip(changes, gradients, masks, strict=True)]
+        scores[spec.token()] = torch.cat(values).mean(dtype=torch.float64).item()
     return scores
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from autocomp.calibrate.collect import Collect
+from autocomp.calibrate.sinks import Apart, SinkStatistics
 from autocomp.calibrate.walker import Batch, BlockWalker, watch_inputs, watch_outputs
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.stats import Stats
@@ -114,39 +116,70 @@ def input_statistics(
 class GradientPass:
     """One block's backward pass: ``G`` of its sites, drop scores of its sub-blocks.
 
-    The drop score of a sub-block that adds ``y`` to the residual stream is ``½ E[(gᵀ y)²]``: the
-    second-order KL of replacing ``y`` by zero, token by token.
+    The drop score of a sub-block that adds ``y`` to the residual stream is the mean over tokens of
+    what a score says of the change ``−y``; by default ``½ E[(gᵀ y)²]``, the second-order KL of
+    replacing ``y`` by zero.
+
+    Args:
+        walker: Holds the model.
+        sketch: Its sketch.
+        block: Index of the block.
+        sample_tokens: Rows to keep of what is sampled.
+        collect: What is kept beside G, and the score of a change.
+        sinks: Which tokens are sinks, (tokens,) bool a batch, where they are kept apart.
     """
 
     def __init__(
-        self, walker: BlockWalker, sketch: Sketch, block: int, sample_tokens: int
+        self,
+        walker: BlockWalker,
+        sketch: Sketch,
+        block: int,
+        sample_tokens: int,
+        collect: Collect | None = None,
+        sinks: Sequence[Tensor] | None = None,
     ) -> None:
         self.walker = walker
         self.block = block
         self.sites = block_sites(sketch, block)
         self.subblocks = [site for site in sketch.subblocks() if site.block == block]
-        self._moments = {site.name: _Moments(sample_tokens) for site in self.sites}
+        self._collect = collect or Collect()
+        rows = sample_tokens if self._collect.gradients else 0
+        self._moments = {site.name: _Moments(rows) for site in self.sites}
         self._drop = {site.name: [0.0, 0] for site in self.subblocks}
         self._above: dict[str, list[Tensor]] = {site.name: [] for site in self.subblocks}
         self._sample_tokens = sample_tokens
+        self._masks = sinks
+        self._mask: Tensor | None = None
+        self._readers = {} if sinks is None else {s.reads: s for s in reversed(self.sites)}
+        self._inputs = {reads: Apart() for reads in self._readers}
+        self._outputs = {site.name: Apart() for site in self.sites}
+
+    def _read(self, reads: str, rows: Tensor) -> None:
+        assert self._mask is not None
+        self._inputs[reads].add(rows, self._mask)
 
     def _seen(self, name: str, output: Tensor, gradient: Tensor) -> None:
         if name in self._moments:
             self._moments[name].add(gradient)
+            if self._mask is not None:
+                self._outputs[name].add(gradient, self._mask)
         else:
             if self._drop[name][1] < self._sample_tokens:
                 self._above[name].append(gradient.float())
-            product = (output.float() * gradient.float()).sum(dim=1)
-            self._drop[name][0] += 0.5 * product.square().sum().item()
-            self._drop[name][1] += len(product)
+            values = self._collect.per_token(-output.float(), gradient.float(), self._mask)
+            self._drop[name][0] += values.sum().item()
+            self._drop[name][1] += len(values)
 
     def run(self, batches: Sequence[Batch], gradients: list[Tensor]) -> list[Tensor]:
         """Backpropagate; return the gradients at the block's inputs, one a batch."""
-        watched = {site.name: self.walker.layout.get(site.name) for site in self.sites}
+        layout = self.walker.layout
+        watched = {site.name: layout.get(site.name) for site in self.sites}
         watched |= {site.name: self.walker.outputs[site.name] for site in self.subblocks}
+        readers = {reads: layout.get(site.name) for reads, site in self._readers.items()}
         before: list[Tensor] = []
-        with watch_outputs(watched, self._seen):
-            for batch, gradient in zip(batches, gradients, strict=True):
+        with watch_outputs(watched, self._seen), watch_inputs(readers, self._read):
+            for index, (batch, gradient) in enumerate(zip(batches, gradients, strict=True)):
+                self._mask = None if self._masks is None else self._masks[index]
                 hidden = batch.hidden.detach().requires_grad_(True)
                 with torch.enable_grad():
                     output = self.walker.run_block(self.block, batch.with_hidden(hidden))
@@ -154,11 +187,30 @@ class GradientPass:
                 before.append(below.detach())
         return before
 
-    def fisher(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return ``G`` (out, out) and the kept gradient rows (n, out) of a site."""
+    def fisher(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Return ``G`` (out, out) of a site, and gradient rows (n, out) where they are kept."""
         sums = self._moments[name]
         assert sums.moment is not None
-        return sums.moment / sums.tokens, torch.cat(sums.sample)
+        return sums.moment / sums.tokens, torch.cat(sums.sample) if sums.sample else None
+
+    def sinks(self) -> dict[str, SinkStatistics]:
+        """Return each site's statistics with the sinks apart; empty where none were sought."""
+        if self._masks is None:
+            return {}
+        sampled = torch.cat(list(self._masks))[: self._sample_tokens]
+        read, found = self._inputs, self._outputs
+        return {
+            site.name: SinkStatistics(
+                tokens=found[site.name].tokens,
+                inputs=read[site.reads].rows,
+                gradients=found[site.name].rows,
+                hessian=read[site.reads].moment,
+                fisher=found[site.name].moment,
+                sampled=sampled,
+            )
+            for site in self.sites
+            if found[site.name].tokens
+        }
 
     def above(self, name: str) -> list[Tensor]:
         """Return the gradients at what a sub-block adds, (tokens, hidden) fp32.

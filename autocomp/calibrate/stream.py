@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from autocomp.calibrate.caches import cache_scores
+from autocomp.calibrate.collect import Collect
+from autocomp.calibrate.sinks import SinkStatistics, sink_masks
 from autocomp.calibrate.statistics import GradientPass, block_sites, input_statistics
 from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.errors import AutocompError
@@ -38,15 +40,17 @@ class BlockStatistics:
 
     Args:
         block: Index of the block.
-        stats: Statistics of each linear site, ``fisher`` and samples included.
-        drop: ``½ E[(gᵀ y)²]`` of each sub-block, nats a token.
-        caches: By cache site, by spec token, ``½ E[(gᵀ Δy)²]``, nats a token.
+        stats: Statistics of each linear site, ``fisher`` and what was asked for included.
+        drop: ``½ E[(gᵀ y)²]`` of each sub-block, nats a token, or another mean over tokens.
+        caches: By cache site, by spec token, ``½ E[(gᵀ Δy)²]``, or another mean over tokens.
+        sinks: Statistics of each linear site with the sinks apart, where they were asked for.
     """
 
     block: int
     stats: dict[str, Stats]
     drop: dict[str, float]
     caches: dict[str, dict[str, float]]
+    sinks: dict[str, SinkStatistics]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class EndStatistics:
         head_hessian: (hidden, hidden), ``H_h = E[h hᵀ]`` of the head's inputs, fp32.
         frequency: (vocab,) share of each token in the text, fp32.
         head_bias: (vocab,) fp32 bias of the logits, or ``None``.
+        tokens: (n,) int64, some tokens of the text, where gradients were asked for.
+        token_gradient: (n, hidden) gradients at their rows of the embedding's table, fp32.
     """
 
     hidden: Tensor
@@ -66,6 +72,8 @@ class EndStatistics:
     head_hessian: Tensor
     frequency: Tensor
     head_bias: Tensor | None = None
+    tokens: Tensor | None = None
+    token_gradient: Tensor | None = None
 
     def stats(self, kind: SiteKind, *, tied: bool, digest: str) -> Stats:
         """Return the quadratic cost of a row's change as the Hessian that solvers read.
@@ -159,6 +167,7 @@ class CalibrationStream:
         digest: Identifies model, text and plan.
         sample_tokens: Rows of inputs and gradients to keep a site.
         caches: Options of cache sites, by name, to be scored on about so many tokens.
+        collect: What is kept for a score beside H, G and input samples.
     """
 
     def __init__(
@@ -169,6 +178,7 @@ class CalibrationStream:
         digest: str,
         sample_tokens: int,
         caches: Mapping[str, Sequence[LayerSpec]] | None = None,
+        collect: Collect | None = None,
     ) -> None:
         self.walker = walker
         self.sketch = sketch
@@ -178,6 +188,8 @@ class CalibrationStream:
         bias = walker.layout.head_bias()
         self._head_bias = None if bias is None else bias.float()
         self._caches = caches or {}
+        self._collect = collect or Collect()
+        self._norms: list[list[Tensor]] = []
         self.end: EndStatistics | None = None
 
     def _loss_gradient(self, batches: list[Batch]) -> list[Tensor]:
@@ -215,13 +227,27 @@ class CalibrationStream:
     def forward(self) -> Iterator[int]:
         """First half: yield each block index after its inputs are kept."""
         self._spill = InputSpill()
+        self._norms = []
         batches: list[Batch] = []
         for block, batches in self.walker.walk():
             self._spill.put(block, batches)
+            self._measure(batches)
             self._like = [batch.with_hidden(batch.hidden[:0]) for batch in batches]
             yield block
-        last = len(self.walker.layout.blocks) - 1
-        self._gradients = self._loss_gradient(self.walker.advance(last, batches))
+        last = self.walker.advance(len(self.walker.layout.blocks) - 1, batches)
+        self._measure(last)
+        self._gradients = self._loss_gradient(last)
+
+    def _measure(self, batches: list[Batch]) -> None:
+        """Keep the norms of the hidden states at a boundary, where sinks are asked for."""
+        if self._collect.sinks:
+            self._norms.append([batch.hidden.float().norm(dim=-1) for batch in batches])
+
+    def _sinks(self, block: int) -> list[Tensor] | None:
+        """Return which tokens are sinks of a block, one mask a batch."""
+        if not self._collect.sinks:
+            return None
+        return sink_masks(self._norms[block], self._norms[block + 1])
 
     def backward(self) -> Iterator[BlockStatistics]:
         """Second half: yield the statistics of each block, last block first."""
@@ -234,7 +260,10 @@ class CalibrationStream:
                 digest=self.digest,
                 sample_tokens=self.sample_tokens,
             )
-            gradient = GradientPass(self.walker, self.sketch, block, self.sample_tokens)
+            sinks = self._sinks(block)
+            gradient = GradientPass(
+                self.walker, self.sketch, block, self.sample_tokens, self._collect, sinks
+            )
             self._gradients = gradient.run(batches, self._gradients)
             stats = {}
             for name, found in inputs.items():
@@ -248,21 +277,27 @@ class CalibrationStream:
                     batches,
                     gradient.above(self.sketch.owner[site.name]),
                     self._caches[site.name],
+                    self._collect.per_token,
+                    sinks,
                 )
                 for site in self.sketch.caches()
                 if site.block == block and site.name in self._caches
             }
-            yield BlockStatistics(block, stats, gradient.drop_scores(), caches)
+            yield BlockStatistics(block, stats, gradient.drop_scores(), caches, gradient.sinks())
         self._finish()
 
     def _finish(self) -> None:
         rows = torch.cat([gradient.float().flatten(0, -2) for gradient in self._gradients])
         rows *= embedding_scale(self.walker.model.get_input_embeddings())
-        counts = torch.bincount(self.walker.windows.flatten(), minlength=self.sketch.vocab_size)
+        ids = self.walker.windows.flatten()
+        counts = torch.bincount(ids, minlength=self.sketch.vocab_size)
+        kept = self.sample_tokens if self._collect.gradients else None
         self.end = EndStatistics(
             hidden=self._head_sample,
             embedding_fisher=rows.T @ rows / len(rows),
             head_hessian=self._head_hessian,
             frequency=counts.float() / counts.sum(),
             head_bias=self._head_bias,
+            tokens=None if kept is None else ids[:kept].to(rows.device),
+            token_gradient=None if kept is None else rows[:kept].clone(),
         )

@@ -69,7 +69,7 @@ def best_bits(view: StudyView, info: FrontInfo) -> BitsMap | None:
     if chosen is None:
         return None
     from autocomp.models import sketch_of
-    from autocomp.search.variants import Prepared
+    from autocomp.search.stored import Prepared
 
     plan = next(record.plan for record in view.study.records() if record.number == chosen)
     try:

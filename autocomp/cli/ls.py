@@ -11,10 +11,26 @@ from autocomp.cli.console import show, show_json
 from autocomp.cli.options import Output
 from autocomp.config import presets
 from autocomp.core.errors import ConfigError
-from autocomp.core.registry import FORMATS, KERNELS, METHODS, SPACES, Registry, nearest
+from autocomp.core.registry import (
+    FORMATS,
+    KERNELS,
+    METHODS,
+    SAMPLERS,
+    SCORES,
+    SPACES,
+    Registry,
+    nearest,
+)
 from autocomp.report.methods import MethodRow, method_rows
 
-REGISTRIES = {"methods": METHODS, "spaces": SPACES, "kernels": KERNELS, "formats": FORMATS}
+REGISTRIES = {
+    "methods": METHODS,
+    "spaces": SPACES,
+    "kernels": KERNELS,
+    "formats": FORMATS,
+    "scores": SCORES,
+    "samplers": SAMPLERS,
+}
 MODELS = (
     {"name": "smollm2-135m", "summary": "embedded reference model, offline once installed"},
     {
@@ -29,14 +45,14 @@ DATA = (
     {"name": "ptb", "summary": "through datasets (extra: eval)"},
     {"name": "PATH.txt, .raw, .jsonl", "summary": "your own text; key 'text' in JSON lines"},
 )
-KINDS = (*REGISTRIES, "models", "data", "tasks", "presets")
+KINDS = (*REGISTRIES, "models", "data", "tasks", "presets", "devices")
 
 
 def ls(
     kind: Annotated[str, Argument(help=", ".join(KINDS))],
     output: Output,
 ) -> None:
-    """List methods, spaces, kernels, formats, models, data, tasks or presets.
+    """List methods, spaces, kernels, formats, scores, samplers, devices, models, data, presets.
 
     - `autocomp ls methods`
     - `autocomp ls spaces --json`
@@ -66,6 +82,8 @@ def listing(kind: str) -> list[dict[str, str]]:
         return list(DATA)
     if kind == "tasks":
         return _tasks()
+    if kind == "devices":
+        return _devices()
     if kind == "presets":
         return [
             {"name": name, "summary": text.splitlines()[0].lstrip("# ")}
@@ -91,6 +109,22 @@ def _tasks() -> list[dict[str, str]]:
     ]
     suites = [{"name": name, "summary": ", ".join(names)} for name, names in SUITES.items()]
     return rows + suites
+
+
+def _devices() -> list[dict[str, str]]:
+    """Return the devices that a time can be modelled for, with their peak figures."""
+    from autocomp.cost.device import Device, device_names
+
+    return [
+        {
+            "name": name,
+            "summary": (found := Device.named(name)).name,
+            "memory": f"{found.memory_bandwidth_bytes_per_s / 1e12:.3g} TB/s",
+            "bf16": f"{found.peak_flops_per_s / 1e12:.4g} TFLOP/s",
+            "source": found.source,
+        }
+        for name in device_names()
+    ]
 
 
 def _method(row: MethodRow) -> dict[str, str]:

@@ -46,21 +46,52 @@ class Budget:
             metavar="SIZE",
         ),
     ] = None
+    max_decode_ms: Annotated[
+        float | None,
+        Option(
+            help="Decoding a token of every sequence, modelled for --cost-device.",
+            rich_help_panel="Budget",
+            metavar="MS",
+        ),
+    ] = None
+    max_flops: Annotated[
+        str | None,
+        Option(
+            help="Operations of decoding a token: 200M.",
+            rich_help_panel="Budget",
+            metavar="COUNT",
+        ),
+    ] = None
     context: Annotated[
-        int | None, Option(help="Tokens of context for --max-memory.", rich_help_panel="Budget")
+        int | None,
+        Option(help="Tokens of context for memory, time, operations.", rich_help_panel="Budget"),
     ] = None
     batch: Annotated[
-        int | None, Option(help="Sequences for --max-memory.", rich_help_panel="Budget")
+        int | None, Option(help="Sequences for memory and time.", rich_help_panel="Budget")
+    ] = None
+    cost_device: Annotated[
+        str | None,
+        Option(help="Device of --max-decode-ms (autocomp ls devices).", rich_help_panel="Budget"),
     ] = None
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What is minimised beside bytes."""
+    """What is minimised."""
 
     objective: Annotated[
         str | None,
-        Option(help="kl_nats (to the base), or task_error of --tasks.", rich_help_panel="Goal"),
+        Option(
+            help="kl_nats (to the base), perplexity, or task_error of --tasks.",
+            rich_help_panel="Goal",
+        ),
+    ] = None
+    cost: Annotated[
+        str | None,
+        Option(
+            help="Second axis: weight_bytes, peak_memory_bytes, decode_ms, flops.",
+            rich_help_panel="Goal",
+        ),
     ] = None
     tasks: Annotated[
         str | None,
@@ -99,6 +130,12 @@ class Length:
     finish: Annotated[
         str | None, Option(help="What tunes the finalists' blocks: signround-STEPS, or none.")
     ] = None
+    workers: Annotated[
+        int | None, Option(help="Processes that measure plans at a time; more than one use Ray.")
+    ] = None
+    driver: Annotated[
+        str | None, Option(help="inline (this process) or ray; follows from --workers.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +172,7 @@ def study_config(
         ConfigError: As :func:`autocomp.config.load_config`.
     """
     budget, space, length = budget or Budget(), space or Space(), length or Length()
-    goal = goal or Goal()
+    goal, limits = goal or Goal(), dataclasses.asdict(budget)
     overrides = {
         "model": source.model,
         "seed": source.seed,
@@ -145,13 +182,17 @@ def study_config(
         "data.corpus": space.data,
         "data.calibration": space.calibration,
         "objective.metric": goal.objective,
+        "objective.cost": goal.cost,
         "objective.tasks": goal.tasks and tuple(map(str.strip, goal.tasks.split(","))),
         "objective.data_dir": goal.data_dir,
         "search.trials": length.trials,
         "search.timeout_s": length.timeout,
         "search.finalists": length.finalists,
         "search.finish": length.finish,
-    } | {f"budget.{key}": value for key, value in dataclasses.asdict(budget).items()}
+        "search.workers": length.workers,
+        "search.driver": length.driver,
+        "budget.device": limits.pop("cost_device"),
+    } | {f"budget.{key}": value for key, value in limits.items()}
     return load_config(source.config, overrides, source.assign or ())
 
 

@@ -48,6 +48,7 @@ def search(
     - `autocomp search -c demo`
     - `autocomp search ./model --max-memory 8GB --context 8192 --batch 1 --timeout 30m`
     - `autocomp search smollm2-135m --max-bytes 80MB --objective task_error --tasks arc_easy,piqa`
+    - `autocomp search smollm2-135m --max-bytes 80MB --max-decode-ms 0.05 --cost decode_ms`
     - `autocomp search -c study.yaml --set search.finalists=5 --json > result.json`
     """
     config = study_config(source, budget, space, length, goal)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from autocomp.cli.options import Place
 from autocomp.config import StudyConfig
+from autocomp.core.cost import LIMITS, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.metric import TASK_ERROR
 from autocomp.env import storage_url
 from autocomp.report.conclusion import Conclusion
-from autocomp.report.front import FrontInfo, front_info
+from autocomp.report.front import CostAxis, FrontInfo, front_info
 
 if TYPE_CHECKING:
     from autocomp.search.study import Study
@@ -64,7 +65,15 @@ def open_view(reference: str) -> StudyView:
 
 def summarise(view: StudyView) -> FrontInfo:
     """Return the front of a study with the settings that its figures depend on."""
-    from autocomp.search.result import curse_of, family_rows, finalist_rows, token_counts
+    from autocomp.search.hypervolume import curve_of
+    from autocomp.search.result import (
+        agreement_of,
+        cost_sources,
+        curse_of,
+        family_rows,
+        finalist_rows,
+        token_counts,
+    )
 
     study = view.study
     rungs = view.setting("data.rungs") or [None]
@@ -76,6 +85,9 @@ def summarise(view: StudyView) -> FrontInfo:
         "held-out tokens": view.setting("data.heldout_tokens"),
         "max_bytes": view.setting("budget.max_bytes"),
         "max_memory": view.setting("budget.max_memory"),
+        "max_decode_ms": view.setting("budget.max_decode_ms"),
+        "max_flops": view.setting("budget.max_flops"),
+        "device": view.setting("budget.device"),
         "seed": view.setting("seed"),
     }
     if study.metric == TASK_ERROR:
@@ -88,9 +100,16 @@ def summarise(view: StudyView) -> FrontInfo:
         records,
         (point.number for point in study.front().points),
         metric=study.metric,
+        axis=CostAxis(
+            name=study.cost,
+            limit=view.setting(f"budget.{LIMITS[study.cost]}"),
+            sources=cost_sources(study),
+            growth=curve_of(study),
+        ),
         conclusion=Conclusion(
             curse=curse_of(records),
             finalists=tuple(finalist_rows(records, study.metric)),
+            agreement=agreement_of(study),
             tokens=token_counts(study),
         ),
         families=family_rows(records, study.metric),
@@ -146,6 +165,6 @@ def choose_trial(
     if knee:
         return int(front.knee().number)
     if under is not None:
-        return int(front.under(under).number)
+        return int(view.study.front(WEIGHT_BYTES).under(under).number)
     done = view.study.best_finished()
     return int(front.under(float("inf")).number if done is None else done.number)

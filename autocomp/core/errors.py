@@ -47,3 +47,7 @@ class ExportError(AutocompError, RuntimeError):
 
 class NumericalError(AutocompError, ArithmeticError):
     """A tensor holds NaN or infinity, or a factorisation failed."""
+
+
+class WorkerError(AutocompError, RuntimeError):
+    """The workers of a search could not start, or died again and again."""

@@ -25,6 +25,31 @@ def parse_bytes(value: int | float | str) -> int:
     return int(float(found[1]) * UNITS[found[2].lower()])
 
 
+def parse_flops(value: int | float | str) -> int:
+    """Return a number of floating-point operations: ``270M`` is 270·10⁶, a plain number is one.
+
+    Raises:
+        ConfigError: If the text is not a count or the prefix is unknown.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kMGT]?)\s*", str(value))
+    if isinstance(value, bool) or not found:
+        raise ConfigError(
+            f"cannot read {value!r} as a number of operations: write a number and one of k, M, G, "
+            "T, such as 270M (270·10⁶)."
+        )
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+
+
+def format_bytes(size: float) -> str:
+    """Return a size in decimal units: ``79.8 MB``."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB"):
+        if abs(size) < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
 def parse_duration(value: int | float | str) -> float:
     """Return seconds: ``90s``, ``30m``, ``1h30m``, or a plain number of seconds.
 

@@ -89,18 +89,42 @@ def site_bytes(sketch: Sketch, site: str, spec: LayerSpec) -> int:
         PlanError: If the spec does not fit the site.
         UnsupportedError: If its methods do not go together.
     """
-    if sketch[site].kind == "cache":
-        return 0
-    if sketch[site].kind != "subblock":
-        return _bound(_site_infos(sketch, site, spec))
-    return 0 if spec != DENSE else _bound(dict(_rest_inside(sketch, sketch[site])))
+    return _bound(_infos_of(sketch, site, spec))
+
+
+def site_data_bytes(sketch: Sketch, site: str, spec: LayerSpec) -> int:
+    """Return the bytes of the tensors of one site, as :func:`site_bytes` without their header.
+
+    Raises:
+        PlanError: If the spec does not fit the site.
+        UnsupportedError: If its methods do not go together.
+    """
+    return sum(info.nbytes for info in _infos_of(sketch, site, spec).values())
 
 
 def fixed_bytes(sketch: Sketch) -> int:
     """Return an upper bound of the bytes that no decision changes: norms, positions, header."""
+    return file_nbytes({}, native_metadata()) + HEADER_PADDING + _bound(_fixed_infos(sketch))
+
+
+def fixed_data_bytes(sketch: Sketch) -> int:
+    """Return the bytes of the tensors that no decision changes: norms, positions."""
+    return sum(info.nbytes for info in _fixed_infos(sketch).values())
+
+
+def _fixed_infos(sketch: Sketch) -> dict[str, TensorInfo]:
+    """Return the tensors that belong to no site and lie in no sub-block."""
     inside = {name for site in sketch.subblocks() for name, _ in _rest_inside(sketch, site)}
-    fixed = {name: info for name, info in sketch.rest.items() if name not in inside}
-    return file_nbytes({}, native_metadata()) + HEADER_PADDING + _bound(fixed)
+    return {name: info for name, info in sketch.rest.items() if name not in inside}
+
+
+def _infos_of(sketch: Sketch, site: str, spec: LayerSpec) -> dict[str, TensorInfo]:
+    """Return the tensors of a site of any kind; those of a sub-block are no weights of sites."""
+    if sketch[site].kind == "cache":
+        return {}
+    if sketch[site].kind == "subblock":
+        return dict(_rest_inside(sketch, sketch[site])) if spec == DENSE else {}
+    return _site_infos(sketch, site, spec)
 
 
 def _site_infos(sketch: Sketch, site: str, spec: LayerSpec) -> dict[str, TensorInfo]:

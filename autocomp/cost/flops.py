@@ -10,6 +10,7 @@ Reference: Zhu et al. 2023, https://arxiv.org/abs/2308.07633, section 2.3.
 
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
+from autocomp.core.spec import LayerSpec
 from autocomp.cost.bytes import is_bypassed, site_layout
 
 
@@ -29,8 +30,32 @@ def decode_flops(sketch: Sketch, plan: Plan, *, context: int) -> int:
     Raises:
         PlanError: If a spec does not fit its site.
     """
-    body = _linear_flops(sketch, plan) + _attention_flops(sketch, plan) * context
-    return body + _head_flops(sketch, plan)
+    kept = (site.name for site in sketch.sites if not is_bypassed(sketch, plan, site.name))
+    return sum(site_flops(sketch, name, plan[name], context=context) for name in kept)
+
+
+def site_flops(sketch: Sketch, site: str, spec: LayerSpec, *, context: int) -> int:
+    """Return the share of one site of :func:`decode_flops`.
+
+    That of a cache is the work of its attention; that of a tied embedding is the head's, and a
+    sub-block has none of its own.
+
+    Args:
+        sketch: The model, as its variant is cut.
+        site: Name of a site.
+        spec: What is done to it.
+        context: Tokens.
+
+    Raises:
+        PlanError: If the spec does not fit the site.
+    """
+    kind = sketch[site].kind
+    if kind == "cache":
+        *_, output, _ = sketch[sketch.owner[site]].members
+        return 4 * sketch[output].shape[1] * context
+    if kind == "linear" or site == _head(sketch):
+        return 2 * site_layout(sketch, site, spec).multiply_adds
+    return 0
 
 
 def prefill_flops(sketch: Sketch, plan: Plan, *, context: int) -> int:
@@ -48,39 +73,21 @@ def prefill_flops(sketch: Sketch, plan: Plan, *, context: int) -> int:
     Raises:
         PlanError: If a spec does not fit its site.
     """
-    attended = context * (context + 1) // 2
-    body = context * _linear_flops(sketch, plan) + _attention_flops(sketch, plan) * attended
-    return body + _head_flops(sketch, plan)
+    linears, attentions, head = 0, 0, 0
+    for site in sketch.sites:
+        if is_bypassed(sketch, plan, site.name):
+            continue
+        flops = site_flops(sketch, site.name, plan[site.name], context=1)
+        if site.kind == "linear":
+            linears += flops
+        elif site.kind == "cache":
+            attentions += flops
+        else:
+            head += flops
+    return context * linears + attentions * (context * (context + 1) // 2) + head
 
 
-def _site_flops(sketch: Sketch, plan: Plan, site: str) -> int:
-    """Return the operations of one input vector and the weight of a site."""
-    return 2 * site_layout(sketch, site, plan[site]).multiply_adds
-
-
-def _linear_flops(sketch: Sketch, plan: Plan) -> int:
-    """Return the operations of all linears of the blocks, a token."""
-    return sum(
-        _site_flops(sketch, plan, site.name)
-        for site in sketch.weights()
-        if site.kind == "linear" and not is_bypassed(sketch, plan, site.name)
-    )
-
-
-def _attention_flops(sketch: Sketch, plan: Plan) -> int:
-    """Return the operations of scores and values of all attentions, a query and a key.
-
-    ``heads · head_dim`` is what the attention's output linear reads.
-    """
-    total = 0
-    for cache in sketch.caches():
-        if not is_bypassed(sketch, plan, cache.name):
-            *_, output, _ = sketch[sketch.owner[cache.name]].members
-            total += 4 * sketch[output].shape[1]
-    return total
-
-
-def _head_flops(sketch: Sketch, plan: Plan) -> int:
-    """Return the operations of the logits of one token, with a head of its own or a tied one."""
+def _head(sketch: Sketch) -> str:
+    """Return the site that makes the logits: a head of its own, or the tied embedding."""
     tables = {site.kind: site.name for site in sketch.weights() if site.kind != "linear"}
-    return _site_flops(sketch, plan, tables.get("head", tables["embedding"]))
+    return tables.get("head", tables["embedding"])

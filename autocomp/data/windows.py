@@ -46,6 +46,7 @@ def windows(
     tokens: int,
     length: int,
     seed: int = 0,
+    fewer: bool = False,
 ) -> Windows:
     """Cut evenly spread windows from one part of a corpus.
 
@@ -61,6 +62,7 @@ def windows(
         tokens: Tokens wanted; rounded down to whole windows.
         length: Tokens a window.
         seed: Seed of the order.
+        fewer: Take as many windows as there are where the text is shorter.
 
     Raises:
         ConfigError: If the text is too short or less than one window is asked for.
@@ -73,6 +75,8 @@ def windows(
     text = "\n\n".join(corpus.documents(split))
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     count = tokens // length
+    if fewer:
+        count = max(1, min(count, len(ids) // length))
     if len(ids) < count * length:
         raise ConfigError(
             f"the {split} part of {corpus.name} holds {len(ids)} tokens, {count * length} were "

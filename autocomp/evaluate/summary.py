@@ -22,13 +22,22 @@ def mean_metric(values: Sequence[float]) -> Metric:
     return Metric(float(array.mean()), None if error is None else float(error))
 
 
+def perplexity_metric(nll_nats: Sequence[float]) -> Metric:
+    """Return ``exp`` of the mean over windows of a window's cross entropy, nats a token.
+
+    Its standard error is that of the mean times the perplexity.
+    """
+    nll = mean_metric(nll_nats)
+    value = math.exp(nll.value)
+    return Metric(value, _times(nll.standard_error, value))
+
+
 def text_metrics(nll_nats: Sequence[float], text_bytes: int, read: DataRead) -> dict[str, Metric]:
     """Return ``nll_nats``, ``perplexity`` and ``bits_per_byte`` of a text.
 
-    The perplexity is ``exp`` of the mean over windows of a window's mean cross entropy, its error
-    that of the mean times the perplexity. Bits per byte are ``nll · tokens / (bytes · ln 2)``,
-    comparable across tokenizers: the first token of a window, which nothing predicts, is taken to
-    cost as much as the others.
+    The perplexity is that of :func:`perplexity_metric`. Bits per byte are
+    ``nll · tokens / (bytes · ln 2)``, comparable across tokenizers: the first token of a window,
+    which nothing predicts, is taken to cost as much as the others.
 
     Args:
         nll_nats: Mean cross entropy of each window, nats a token.
@@ -37,9 +46,8 @@ def text_metrics(nll_nats: Sequence[float], text_bytes: int, read: DataRead) -> 
     """
     nll = mean_metric(nll_nats)
     bits = read.tokens / math.log(2) / text_bytes
-    value = math.exp(nll.value)
     return {
-        "perplexity": Metric(value, _times(nll.standard_error, value)),
+        "perplexity": perplexity_metric(nll_nats),
         "nll_nats": nll,
         "bits_per_byte": Metric(nll.value * bits, _times(nll.standard_error, bits)),
     }

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import kendalltau, spearmanr
 
 from autocomp.core.errors import ConfigError
 from autocomp.evaluate.intervals import Comparison, paired
 
 RESAMPLES = 2000
+MIN_PAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,52 @@ def decide(
     first = losses[order[0]]
     return tuple(
         Finalist(number, means[number], paired(losses[number], first)) for number in order
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RankCorrelation:
+    """How far two orders of the same plans agree: 1 when they are equal, −1 when reversed.
+
+    Args:
+        spearman: ρ, Pearson's correlation of the ranks; equal values share their mean rank.
+        kendall: τ_b, the share of pairs in the same order less that of pairs in the other one.
+        pairs: Plans that have both values.
+    """
+
+    spearman: float
+    kendall: float
+    pairs: int
+
+
+def rank_correlation(
+    searched: Sequence[float], finished: Sequence[float]
+) -> RankCorrelation | None:
+    """Return how far the order of finished plans agrees with that of the search.
+
+    Args:
+        searched: Loss in the search, (plans,).
+        finished: Held-out loss of the finished plans, (plans,).
+
+    Returns:
+        ``None`` for fewer than three plans, or where one side holds a single value.
+
+    Raises:
+        ConfigError: If the two have different lengths.
+
+    Reference: Kendall 1945, https://doi.org/10.1093/biomet/33.3.239 (τ_b).
+    """
+    if len(searched) != len(finished):
+        raise ConfigError(
+            f"a rank correlation is of pairs: got {len(searched)} searched and {len(finished)} "
+            "finished losses. Give both of every plan."
+        )
+    if len(searched) < MIN_PAIRS or len(set(searched)) == 1 or len(set(finished)) == 1:
+        return None
+    return RankCorrelation(
+        spearman=float(spearmanr(searched, finished).statistic),
+        kendall=float(kendalltau(searched, finished).statistic),
+        pairs=len(searched),
     )
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
-from autocomp.core.metric import KL, positive
+from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.metric import KL, PERPLEXITY, positive
 from autocomp.report.conclusion import Conclusion
 
 
@@ -43,6 +42,17 @@ class Finished(Protocol):
         """Token of the training after compression; empty without one."""
 
 
+class Growth(Protocol):
+    """The hypervolume of the front after every told trial."""
+
+    @property
+    def shares(self) -> Sequence[float]:
+        """In shares of the box between the reference point and 0."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+
+
 class Record(Protocol):
     """A trial as the study returns it."""
 
@@ -67,6 +77,10 @@ class Record(Protocol):
         """Predicted bytes of the weight file."""
 
     @property
+    def cost(self) -> float:
+        """The cost that the study minimises, such as those bytes."""
+
+    @property
     def loss(self) -> float | None:
         """The study's metric in the search; ``None`` when not measured."""
 
@@ -87,6 +101,7 @@ class Point:
     family: str
     origin: str
     weight_bytes: int
+    cost: float
     loss: float
     on_front: bool
     heldout_loss: float | None = None
@@ -101,13 +116,36 @@ class Point:
         """Whether it is one of the uniform baselines."""
         return self.origin == "uniform"
 
-    def to_json(self, metric: str) -> dict[str, Any]:
-        """Return plain data in which losses bear the metric's name."""
+    def finished_cost(self, cost: str) -> float:
+        """Return the cost of the artefact: its file's bytes, else what was predicted of it."""
+        return self.file_bytes or 0 if cost == WEIGHT_BYTES else self.cost
+
+    def to_json(self, metric: str, cost: str = WEIGHT_BYTES) -> dict[str, Any]:
+        """Return plain data in which losses and the cost bear their names."""
         data = asdict(self)
-        kl = data.pop("heldout_kl_nats")
+        kl, ppl, value = (data.pop(key) for key in ("heldout_kl_nats", "perplexity", "cost"))
         names = {"loss": metric, "heldout_loss": f"heldout_{metric}"}
         named = {names.get(name, name): value for name, value in data.items()}
-        return named if metric == KL else named | {"heldout_kl_nats": kl}
+        named |= {} if metric == PERPLEXITY else {"perplexity": ppl}
+        named |= {} if metric == KL else {"heldout_kl_nats": kl}
+        return named if cost == WEIGHT_BYTES else named | {cost: value}
+
+
+@dataclass(frozen=True)
+class CostAxis:
+    """The cost that is minimised beside the loss.
+
+    Args:
+        name: Its name, such as ``weight_bytes``.
+        limit: The most that is allowed; ``None`` without a limit.
+        sources: Whether each recorded cost is ``exact``, ``modelled`` or ``measured``, by name.
+        growth: How the front grew; ``None`` before anything was measured.
+    """
+
+    name: str = WEIGHT_BYTES
+    limit: float | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    growth: Growth | None = None
 
 
 @dataclass(frozen=True)
@@ -115,16 +153,15 @@ class FrontInfo:
     """Everything the renderers show.
 
     Args:
-        points: Fully measured trials by bytes.
+        points: Fully measured trials by cost.
         families: ``family``, ``measured``, ``trial``, ``weight_bytes``, the loss of its best plan
             at equal bytes under the metric's name, and ``over_best``, that loss over the lowest of
             any family.
         best: Trial of the finished plan with the lowest held-out loss, or ``None``.
         best_uniform: The same among the uniform baselines.
-        rank_correlation: Spearman's ρ of searched and held-out loss, from three finished trials
-            on.
         counts: Trials by state.
         metric: Name of the loss.
+        axis: The cost that is minimised beside it.
         conclusion: How far to believe the best.
         settings: What every figure depends on: model, corpus, window, tokens, budget.
         timings: ``stage``, ``seconds``, ``peak_rss_bytes`` a row.
@@ -134,16 +171,21 @@ class FrontInfo:
     families: tuple[Mapping[str, Any], ...]
     best: int | None
     best_uniform: int | None
-    rank_correlation: float | None
     counts: Mapping[str, int]
     metric: str = KL
+    axis: CostAxis = field(default_factory=lambda: CostAxis())
     conclusion: Conclusion = field(default_factory=lambda: Conclusion())
     settings: Mapping[str, Any] = field(default_factory=dict)
     timings: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def cost(self) -> str:
+        """Name of the cost that is minimised."""
+        return self.axis.name
+
+    @property
     def front(self) -> tuple[Point, ...]:
-        """The non-dominated points, and every finished one, by bytes."""
+        """The non-dominated points, and every finished one, by cost."""
         return tuple(p for p in self.points if p.on_front or p.heldout_loss is not None)
 
     @property
@@ -164,16 +206,18 @@ class FrontInfo:
         """Return plain JSON data."""
         return {
             "metric": self.metric,
+            "cost": self.cost,
+            "cost_sources": dict(self.axis.sources),
             "settings": dict(self.settings),
             "counts": dict(self.counts),
             "best": self.best,
             "best_uniform": self.best_uniform,
-            "rank_correlation": self.rank_correlation,
-            "front": [p.to_json(self.metric) for p in self.front],
+            "front": [p.to_json(self.metric, self.cost) for p in self.front],
+            "hypervolume": self.axis.growth and self.axis.growth.to_json(),
             **self.conclusion.to_json(),
             "families": [dict(row) for row in self.families],
             "timings": [dict(row) for row in self.timings],
-            "points": [p.to_json(self.metric) for p in self.points],
+            "points": [p.to_json(self.metric, self.cost) for p in self.points],
         }
 
     def to_json_text(self) -> str:
@@ -183,10 +227,10 @@ class FrontInfo:
     def to_csv(self) -> str:
         """Return all points as CSV text with a header line."""
         text = io.StringIO()
-        header = Point(0, "", "", 0, 0.0, on_front=False).to_json(self.metric)
+        header = Point(0, "", "", 0, 0.0, 0.0, on_front=False).to_json(self.metric, self.cost)
         writer = csv.DictWriter(text, fieldnames=list(header))
         writer.writeheader()
-        writer.writerows(p.to_json(self.metric) for p in self.points)
+        writer.writerows(p.to_json(self.metric, self.cost) for p in self.points)
         return text.getvalue()
 
 
@@ -195,6 +239,7 @@ def front_info(
     front: Iterable[int],
     *,
     metric: str = KL,
+    axis: CostAxis | None = None,
     conclusion: Conclusion | None = None,
     families: Sequence[Mapping[str, Any]] = (),
     timings: Sequence[Mapping[str, Any]] = (),
@@ -206,6 +251,7 @@ def front_info(
         records: All trials.
         front: Numbers of the non-dominated ones.
         metric: Name of the loss.
+        axis: The cost that is minimised beside it; the bytes when not given.
         conclusion: How far to believe the best.
         families: Rows of what each family costs.
         timings: Rows of wall time and peak memory.
@@ -215,16 +261,16 @@ def front_info(
     measured = [record for record in records if record.feasible and record.loss is not None]
     points = sorted(
         (_point(record, record.number in numbers) for record in measured),
-        key=lambda p: (p.weight_bytes, p.loss, p.trial),
+        key=lambda p: (p.cost, p.loss, p.trial),
     )
     return FrontInfo(
         points=tuple(points),
         families=tuple(families),
         best=_lowest(points),
         best_uniform=_lowest([p for p in points if p.uniform]),
-        rank_correlation=_rank_correlation(points),
         counts=Counter(str(record.state) for record in records),
         metric=metric,
+        axis=axis or CostAxis(),
         conclusion=conclusion or Conclusion(),
         settings=dict(settings or {}),
         timings=tuple(timings),
@@ -237,6 +283,7 @@ def _point(record: Record, on_front: bool) -> Point:
         family=record.family,
         origin=record.origin,
         weight_bytes=record.weight_bytes,
+        cost=record.cost,
         loss=math.nan if record.loss is None else record.loss,
         on_front=on_front,
     )
@@ -257,12 +304,3 @@ def _point(record: Record, on_front: bool) -> Point:
 def _lowest(points: Sequence[Point]) -> int | None:
     ranked = [(p.heldout_loss, p.trial) for p in points if p.heldout_loss is not None]
     return min(ranked)[1] if ranked else None
-
-
-def _rank_correlation(points: Sequence[Point]) -> float | None:
-    """Return Spearman's ρ of searched and held-out loss: Pearson's r of the ranks."""
-    pairs = [(p.loss, p.heldout_loss) for p in points if p.heldout_loss is not None]
-    if len(pairs) < 3:
-        return None
-    searched, heldout = np.array(pairs).argsort(axis=0).argsort(axis=0).T
-    return float(np.atleast_2d(np.corrcoef(searched, heldout))[0, 1])

@@ -5,9 +5,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from autocomp.core.cost import WEIGHT_BYTES, format_cost, shown, title_of
 from autocomp.core.metric import KL, positive, short_name
 from autocomp.report.bits import BitsMap
-from autocomp.report.front import FrontInfo, Point
+from autocomp.report.front import FrontInfo, Growth, Point
 from autocomp.report.palette import colours, optional
 from autocomp.report.table import axis_title, describe, drawn, megabytes, number
 
@@ -21,7 +22,7 @@ LAYOUT: dict[str, Any] = {
 
 
 def render_html(info: FrontInfo, path: Path, bits: BitsMap | None = None) -> None:
-    """Write the report: front, bits of the best plan by layer, families, timings, all points.
+    """Write the report: front and its growth, bits of the best plan, families, timings, points.
 
     Args:
         info: What to show.
@@ -50,6 +51,10 @@ def render_html(info: FrontInfo, path: Path, bits: BitsMap | None = None) -> Non
         worst=max((float(row["over_best"]) for row in info.families), default=1.0),
         plotly_script=plotly.get_plotlyjs(),
         front_figure=_div(_front_figure(info)),
+        growth_figure=_div(_growth_figure(info.axis.growth)) if info.axis.growth else "",
+        cost_title=title_of(info.cost),
+        shown=shown,
+        own_cost=info.cost != WEIGHT_BYTES,
         bits_figure=_div(_bits_figure(bits)) if bits else "",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,25 +73,28 @@ def _front_figure(info: FrontInfo) -> Any:
     figure = graph.Figure()
     front = [p for p in info.points if p.on_front]
     figure.add_scatter(
-        x=[p.weight_bytes / 1e6 for p in front], y=[positive(p.loss) for p in front], mode="lines",
+        x=[shown(info.cost, p.cost) for p in front],
+        y=[positive(p.loss) for p in front], mode="lines",
         line={"color": "#7b8794", "width": 1.5, "shape": "hv"}, name="front (searched)",
         hoverinfo="skip",
     )  # fmt: skip
     for family, colour in colours(p.family for p in info.points).items():
         members = [p for p in info.points if p.family == family]
         figure.add_scatter(
-            x=[p.weight_bytes / 1e6 for p in members], y=[positive(p.loss) for p in members],
+            x=[shown(info.cost, p.cost) for p in members],
+            y=[positive(p.loss) for p in members],
             mode="markers", name=family,
-            text=[_hover(info.metric, p) for p in members], hoverinfo="text",
+            text=[_hover(info, p) for p in members], hoverinfo="text",
             marker={"color": colour, "size": 9, "opacity": 0.8,
                     "line": {"width": 1, "color": "white"}},
         )  # fmt: skip
     done = [p for p in info.points if p.heldout_loss is not None]
     figure.add_scatter(
-        x=[(p.file_bytes or 0) / 1e6 for p in done], y=[drawn(p.heldout_loss) for p in done],
+        x=[shown(info.cost, p.finished_cost(info.cost)) for p in done],
+        y=[drawn(p.heldout_loss) for p in done],
         error_y={"array": [p.heldout_se or 0.0 for p in done], "thickness": 1},
         mode="markers", name="finished, held-out",
-        text=[_hover(info.metric, p) for p in done], hoverinfo="text",
+        text=[_hover(info, p) for p in done], hoverinfo="text",
         marker={"symbol": "circle-open", "size": 14, "color": "#1f2933", "line": {"width": 1.5}},
     )  # fmt: skip
     for trial, symbol, name in (
@@ -96,29 +104,46 @@ def _front_figure(info: FrontInfo) -> Any:
         point = info.point(trial)
         if point is not None:
             figure.add_scatter(
-                x=[(point.file_bytes or 0) / 1e6], y=[drawn(point.heldout_loss)], mode="markers",
-                name=name, text=[_hover(info.metric, point)], hoverinfo="text",
+                x=[shown(info.cost, point.finished_cost(info.cost))],
+                y=[drawn(point.heldout_loss)], mode="markers",
+                name=name, text=[_hover(info, point)], hoverinfo="text",
                 marker={"symbol": symbol, "size": 15, "color": "#f0b429",
                         "line": {"width": 1.5, "color": "#1f2933"}},
             )  # fmt: skip
-    if info.settings.get("max_bytes"):
+    if info.axis.limit is not None:
         figure.add_vline(
-            info.settings["max_bytes"] / 1e6, line={"dash": "dot", "color": "#9aa5b1"},
+            shown(info.cost, info.axis.limit), line={"dash": "dot", "color": "#9aa5b1"},
             annotation_text="budget", annotation_position="bottom left",
         )  # fmt: skip
     figure.update_layout(LAYOUT, height=520)
-    figure.update_xaxes(title="weight file, MB")
+    figure.update_xaxes(title=title_of(info.cost))
     figure.update_yaxes(title=axis_title(info.metric), type="log", minor_showgrid=True)
     return figure
 
 
-def _hover(metric: str, point: Point) -> str:
-    name = short_name(metric)
+def _growth_figure(growth: Growth) -> Any:
+    graph = optional("plotly.graph_objects")
+    figure = graph.Figure()
+    figure.add_scatter(
+        x=list(range(1, len(growth.shares) + 1)), y=list(growth.shares), mode="lines",
+        line={"color": "#0072b2", "width": 2, "shape": "hv"}, name="hypervolume",
+    )  # fmt: skip
+    figure.update_layout(LAYOUT, height=260, showlegend=False)
+    figure.update_xaxes(title="told trials")
+    figure.update_yaxes(title="share of the box")
+    return figure
+
+
+def _hover(info: FrontInfo, point: Point) -> str:
+    name = short_name(info.metric)
     lines = [
         f"<b>trial {point.trial}</b> · {point.family}",
         f"from {point.origin}",
         f"searched: {megabytes(point.weight_bytes)} MB, {name} {number(point.loss)}",
     ]
+    if info.cost != WEIGHT_BYTES:
+        source = info.axis.sources.get(info.cost, "")
+        lines.append(f"{info.cost}: {format_cost(info.cost, point.cost)} ({source})")
     if point.heldout_loss is not None:
         lines.append(
             f"finished: {megabytes(point.file_bytes)} MB, held-out {name} "

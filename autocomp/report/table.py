@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autocomp.core.cost import LIMITS, WEIGHT_BYTES, format_cost, shown, title_of
 from autocomp.core.metric import KL, positive, short_name, unit_of
 from autocomp.report.front import FrontInfo, Point
 
@@ -34,13 +35,15 @@ def drawn(loss: float | None) -> float | None:
 
 def describe(settings: Mapping[str, Any]) -> str:
     """Return the line that every figure carries: model, corpus, window, tokens, budget."""
-    names = {"max_bytes": "budget", "max_memory": "memory"}
+    limits = {setting: cost for cost, setting in LIMITS.items()}
+    names = {"max_bytes": "budget", "max_memory": "memory", "max_decode_ms": "decoding",
+             "max_flops": "operations"}  # fmt: skip
     parts = []
     for key, value in settings.items():
         if value is None:
             continue
-        shown = f"{megabytes(value)} MB" if key in names else str(value)
-        parts.append(f"{names.get(key, key)} {shown}")
+        text = format_cost(limits[key], value) if key in limits else str(value)
+        parts.append(f"{names.get(key, key)} {text}")
     return " · ".join(parts)
 
 
@@ -52,6 +55,8 @@ def render_table(info: FrontInfo) -> RenderableType:
     table.add_column("trial", justify="right")
     table.add_column("family", no_wrap=True)
     table.add_column("from", no_wrap=True)
+    if info.cost != WEIGHT_BYTES:
+        table.add_column(title_of(info.cost).replace(", ", "\n"), justify="right")
     headings = ["MB\nsearched", f"{name}\nsearched", "MB\nfile", f"{name}\nheld-out"]
     if info.metric != KL:
         headings.append("KL\nheld-out")
@@ -59,20 +64,16 @@ def render_table(info: FrontInfo) -> RenderableType:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for point in info.front:
-        cells = _cells(point, with_kl=info.metric != KL)
+        cells = _cells(point, info)
         table.add_row(*cells, _mark(info, point), style=_style(info, point))
     parts: list[RenderableType] = [table]
-    if info.rank_correlation is not None:
-        parts.append(
-            Text(f"rank correlation searched/held-out {name}: {info.rank_correlation:.2f}")
-        )
     parts += map(Text, info.conclusion.lines(info.metric))
     return Group(*parts)
 
 
 def render_families(info: FrontInfo) -> Table:
-    """Return what each family costs in KL at equal bytes."""
-    table = Table(title="Families at equal bytes", title_justify="left")
+    """Return the loss of each family at equal cost."""
+    table = Table(title="Families at equal cost", title_justify="left")
     table.add_column("family", no_wrap=True)
     value = "KL nats" if info.metric == KL else info.metric
     for heading in ("measured", "best trial", "MB", value, "× best"):
@@ -105,7 +106,7 @@ def render_timings(timings: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cells(point: Point, *, with_kl: bool) -> tuple[str, ...]:
+def _cells(point: Point, info: FrontInfo) -> tuple[str, ...]:
     heldout = number(point.heldout_loss)
     if point.heldout_se is not None:
         heldout += f" ±{point.heldout_se:.4f}"
@@ -113,11 +114,12 @@ def _cells(point: Point, *, with_kl: bool) -> tuple[str, ...]:
         str(point.trial),
         point.family,
         point.origin,
+        *([] if info.cost == WEIGHT_BYTES else [f"{shown(info.cost, point.cost):.4g}"]),
         megabytes(point.weight_bytes),
         number(point.loss),
         megabytes(point.file_bytes),
         heldout,
-        *([number(point.heldout_kl_nats)] if with_kl else []),
+        *([] if info.metric == KL else [number(point.heldout_kl_nats)]),
         number(point.perplexity, 3),
     )
 

@@ -86,30 +86,35 @@ class Linearisation:
 
 
 class Oracle(Protocol):
-    """Reads of the model that a sampler may ask for; each counts its tokens once."""
+    """Reads of the model that a sampler may ask for, on text that no trial is measured on."""
 
     @property
     def pool(self) -> int:
         """How many units of text :meth:`losses` may read."""
 
+    @property
+    def parts(self) -> int:
+        """How many parts of the text :meth:`linearised` may read; 0 where there is no gradient."""
+
     def losses(self, plan: Plan, units: Sequence[int]) -> tuple[float, ...]:
         """Return the loss of a plan on some units of the pool."""
 
-    def linearised(self, plan: Plan) -> Linearisation | None:
-        """Return the first-order changes around a plan; ``None`` where it has no gradient."""
+    def linearised(self, plan: Plan, part: int) -> Linearisation:
+        """Return the first-order changes around a plan on one part of the text."""
 
 
 class NoOracle:
     """The oracle of a search without a model."""
 
-    pool = 0
+    pool = parts = 0
 
     def losses(self, plan: Plan, units: Sequence[int]) -> tuple[float, ...]:
-        """Return nothing, for there is no text."""
-        return ()
+        """Refuse, for there is no text."""
+        raise LookupError("a search without a model has no text to read")
 
-    def linearised(self, plan: Plan) -> None:
-        """Return nothing, for there is no model."""
+    def linearised(self, plan: Plan, part: int) -> Linearisation:
+        """Refuse, for there is no model."""
+        raise LookupError("a search without a model has no gradient")
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,24 @@ class Clock:
         stage.visits += 1
         stage.peak_rss_bytes = max(stage.peak_rss_bytes, peak_rss_bytes())
 
+    def seconds(self, name: str) -> float:
+        """Return what a stage has taken so far."""
+        return self.stages[name].seconds if name in self.stages else 0.0
+
     @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        """Time a block as one visit of a stage."""
-        begun = time.perf_counter()
+    def time(self, name: str, without: str = "") -> Iterator[None]:
+        """Time a block as one visit of a stage.
+
+        Args:
+            name: The stage.
+            without: A stage inside the block, whose time does not count.
+        """
+        begun, inside = time.perf_counter(), self.seconds(without)
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - begun)
+            inside = self.seconds(without) - inside
+            self.add(name, time.perf_counter() - begun - inside)
 
     def each(self, name: str, items: Iterator[T]) -> Iterator[T]:
         """Yield from an iterator, timing only what the iterator itself does."""

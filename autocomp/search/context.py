@@ -7,13 +7,16 @@ from itertools import product
 from typing import Protocol
 
 import numpy as np
+from optuna.distributions import IntDistribution
 
+from autocomp.core.errors import InfeasibleError
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
 from autocomp.core.variant import PARAMETER
 from autocomp.search.correction import SPREAD, Effects, fit
 from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution, smallest, solve
+from autocomp.search.scores.table import Pairs
 
 KIND_OF_SLOT = {
     "structure": "bypassed",
@@ -44,6 +47,9 @@ class Space(Protocol):
     @property
     def lists(self) -> Mapping[str, tuple[LayerSpec, ...]]:
         """Options by group name; (keep, bypass) for a sub-block."""
+
+    def distributions(self) -> dict[str, IntDistribution]:
+        """Return the range of every parameter, by group name."""
 
     def encode(self, plan: Plan) -> dict[str, int]:
         """Return the canonical assignment of a plan."""
@@ -85,12 +91,17 @@ class SearchContext:
             the space's lists, options their order.
         classes: Class of each option by group name (``correction.option_class``).
         roles: Role by group and sub-block name (``q_proj``, ``mlp``).
-        budget_bytes: Limit of ``exact_bytes`` and of the problem's cost, bytes.
+        budget_bytes: Limit of ``exact_bytes`` and of the problem's cost, in the unit of the
+            problem's resource: bytes, where the budget is one of bytes.
         exact_bytes: What a plan really takes of the budget; never above its cost in ``problem``.
         family_of: Family of a plan, such as ``bypassed+sparse``.
         schedule: How the trials are divided.
         variant: The variant of the model that this is of: the value of the trials' parameter.
         common: Prior standard deviation of the effect that all options share.
+        transfer: What other studies add to the log factor of every option, shape (options,
+            parts); ``None`` without them.
+        within: Whether a plan holds the budget and every other limit.
+        pairs: Second-order terms of the options of each site.
     """
 
     space: Space
@@ -103,6 +114,9 @@ class SearchContext:
     schedule: Schedule = field(default_factory=Schedule)
     variant: int = 0
     common: float = SPREAD["common"]
+    transfer: Floats | None = None
+    within: Callable[[Plan], bool] = lambda plan: True
+    pairs: Mapping[str, Pairs] = field(default_factory=dict)
 
     def owns(self, params: Mapping[str, int]) -> bool:
         """Return whether parameters are of this variant."""
@@ -111,7 +125,8 @@ class SearchContext:
     @cached_property
     def effects(self) -> Effects:
         """The effects of the correction."""
-        return Effects.of(self.problem, self.classes, self.roles, self.common)
+        found = Effects.of(self.problem, self.classes, self.roles, self.common)
+        return found if self.transfer is None else found.transferred(self.transfer)
 
     @cached_property
     def uniforms(self) -> tuple[Solution, ...]:
@@ -154,7 +169,8 @@ class SearchContext:
             choice[row] = tokens.index(str(token_of[self._part(group.name)]))
         found = problem.solution(choice, np.zeros(len(problem.bypasses), dtype=bool))
         plan = self.space.decode(self.params(found))
-        return found if self.exact_bytes(plan) <= self.budget_bytes else None
+        fits = self.exact_bytes(plan) <= self.budget_bytes and self.within(plan)
+        return found if fits else None
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -176,7 +192,10 @@ class SearchContext:
         kept = self.problem.with_scores(
             self.problem.score, np.full(len(self.problem.bypasses), np.inf)
         )
-        low = max(self.schedule.lowest * self.budget_bytes, 1.1 * smallest(kept).cost)
+        try:
+            low = max(self.schedule.lowest * self.budget_bytes, 1.1 * smallest(kept).cost)
+        except InfeasibleError:  # limits that only bypasses hold
+            return (self.budget_bytes,)
         if low >= self.budget_bytes:
             return (self.budget_bytes,)
         steps = np.geomspace(self.budget_bytes, low, self.schedule.ladder)
@@ -226,10 +245,10 @@ class SearchContext:
             score[forced] = np.where(mine[forced], score[forced], np.inf)
             inside = problem.membership[forced].any(axis=0)
             bypass_score[inside] = np.inf
-        restricted = problem.with_scores(score, bypass_score)
-        if smallest(restricted).cost > self.budget_bytes:
+        try:
+            return solve(problem.with_scores(score, bypass_score), self.budget_bytes)
+        except InfeasibleError:
             return None
-        return solve(restricted, self.budget_bytes)
 
 
 def _least(values: Floats, share: float) -> Ints:

@@ -32,7 +32,7 @@ from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 
 from autocomp.core.metric import positive
 from autocomp.core.spec import LayerSpec
@@ -44,7 +44,11 @@ SPREAD = {"common": 0.7, "class": 0.7, "role": 0.3, "site": 0.4, "option": 0.2}
 UNKNOWN_UNIT = 2.5
 """That of the common effect where the loss is not in the unit of the scores, nats."""
 
-_DRIFT = 0.25
+TRANSFER = 1.0
+"""That of how far to follow what other studies found, around 1, all the way; 0 is one deviation
+off, so that models which share nothing are found out by a few plans."""
+
+DRIFT = 0.25
 """Noise per unit of |log loss − log focus|: far plans say little about the plans that matter."""
 
 _STEPS = 30
@@ -109,7 +113,8 @@ class Effects:
     Args:
         problem: Uncorrected scores.
         log_prior: log κ₀ of each option, shape (options,).
-        design: 1 where an effect acts on an option, shape (options, effects), sparse.
+        design: What an effect adds to log κ of an option, 1 where a plain one acts, shape
+            (options, effects), sparse.
         spread: Prior standard deviation of each effect, shape (effects,).
         keys: Kind and name of each effect.
     """
@@ -169,6 +174,24 @@ class Effects:
         known = dict(zip(other.effects.keys, other.mode, strict=True))
         learned = [0.0 if key[0] == "option" else known.get(key, 0.0) for key in self.keys]
         return replace(self, log_prior=self.log_prior + self.design @ np.array(learned))
+
+    def transferred(self, parts: Floats) -> "Effects":
+        """Return these effects with the findings of other studies as prior.
+
+        ``log κ₀ ← log κ₀ + Σ_p t_p · parts_p``. How far to follow them is learned with the rest:
+        each ``t_p ~ N(1, TRANSFER²)`` becomes an effect.
+
+        Args:
+            parts: What they add to log κ of every option, shape (options, parts).
+        """
+        count = parts.shape[1]
+        return replace(
+            self,
+            log_prior=self.log_prior + parts.sum(axis=1),
+            design=csr_array(hstack([self.design, csr_array(parts)])),
+            spread=np.concatenate([self.spread, np.full(count, TRANSFER)]),
+            keys=(*self.keys, *(("transfer", str(part)) for part in range(count))),
+        )
 
     def row(self, choice: Ints, bypassed: Bools) -> Floats:
         """Return the uncorrected scores of a plan's options, 0 elsewhere, shape (options,)."""
@@ -240,8 +263,26 @@ class Correction:
 
     def predict(self, solution: Solution) -> float:
         """Return the predicted loss of a plan: that of the posterior mode."""
-        row = self.effects.row(solution.choice, solution.bypassed)
-        return self.effects.problem.fixed_score + float(row @ np.exp(self._log(self.mode)))
+        parts = self._parts(solution.choice, solution.bypassed)
+        return self.effects.problem.fixed_score + float(parts.sum())
+
+    def class_shares(self, choice: Ints, bypassed: Bools) -> dict[str, float]:
+        """Return which share of a plan's predicted loss each class of option has; they sum to 1.
+
+        What is lost before anything is compressed has the class ``uncompressed``.
+        """
+        parts, fixed = self._parts(choice, bypassed), self.effects.problem.fixed_score
+        by_effect = parts @ self.effects.design
+        total = fixed + float(parts.sum()) + _TINY
+        shares = {
+            name: float(value) / total
+            for (kind, name), value in zip(self.effects.keys, by_effect, strict=True)
+            if kind == "class" and value > 0
+        }
+        return shares | ({"uncompressed": fixed / total} if fixed else {})
+
+    def _parts(self, choice: Ints, bypassed: Bools) -> Floats:
+        return self.effects.row(choice, bypassed) * np.exp(self._log(self.mode))
 
 
 def fit(effects: Effects, plans: Sequence[Evidence], focus: float | None = None) -> Correction:
@@ -260,20 +301,24 @@ def fit(effects: Effects, plans: Sequence[Evidence], focus: float | None = None)
     target = np.log([positive(plan.loss) for plan in plans])
     centre = target.min() if focus is None else np.log(positive(focus))
     error = np.array([plan.relative_error for plan in plans])
-    noise = np.hypot(error, _DRIFT * np.abs(target - centre))
+    noise = np.hypot(error, DRIFT * np.abs(target - centre))
     rows = np.stack([effects.row(plan.choice, plan.bypassed) for plan in plans])
-    variance = effects.spread**2
+    used = np.flatnonzero(rows.any(axis=0))  # what no plan takes is in no measured loss
+    acting = np.unique(effects.design[used].indices)
+    rows, design = rows[:, used], effects.design[used][:, acting]
+    log_prior, spread = effects.log_prior[used], effects.spread[acting]
+    variance = spread**2
 
     def model(values: Floats) -> tuple[Floats, Floats]:
-        parts = rows * np.exp(effects.log_prior + effects.design @ values)
+        parts = rows * np.exp(log_prior + design @ values)
         total = effects.problem.fixed_score + parts.sum(axis=1) + _TINY
-        return np.log(total), np.asarray((parts / total[:, None]) @ effects.design)
+        return np.log(total), np.asarray((parts / total[:, None]) @ design)
 
     def loss(values: Floats, predicted: Floats) -> float:
         residual = (target - predicted) / noise
-        return float(residual @ residual + (values / effects.spread) @ (values / effects.spread))
+        return float(residual @ residual + (values / spread) @ (values / spread))
 
-    mode = np.zeros(size)
+    mode = np.zeros(len(acting))
     predicted, jacobian = model(mode)
     best = loss(mode, predicted)
     for _ in range(_STEPS):
@@ -296,11 +341,14 @@ def fit(effects: Effects, plans: Sequence[Evidence], focus: float | None = None)
     inverse = np.linalg.inv(covariance)
     goal = target - predicted + jacobian @ mode
     errors = (inverse @ goal) / np.diag(inverse)
+    every, each = np.zeros(size), np.zeros((2, size, len(plans)))
+    every[acting] = mode
+    each[0, acting], each[1, acting] = variance[:, None] * (jacobian.T @ inverse), jacobian.T
     return Correction(
         effects,
-        mode,
-        variance[:, None] * (jacobian.T @ inverse),
-        jacobian,
+        every,
+        each[0],
+        each[1].T,
         noise,
         float(np.sqrt(np.mean(errors**2))) if len(plans) > 1 else float("nan"),
     )

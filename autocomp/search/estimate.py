@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from autocomp.config import StudyConfig
+from autocomp.core.cost import WEIGHT_BYTES
 from autocomp.core.finish import finish_spec
-from autocomp.core.metric import KL
+from autocomp.core.metric import TASK_ERROR
 from autocomp.core.registry import METHODS, load_object
 from autocomp.core.sketch import Site, Sketch
 from autocomp.core.spec import LayerSpec
@@ -30,13 +31,30 @@ EXAMPLE_TOKENS = 100
 
 
 @dataclass(frozen=True)
+class CostRange:
+    """What a cost may be, in the unit of its name.
+
+    Args:
+        smallest: Of all plans of the base.
+        largest: Of all plans of the base.
+        limit: The most that is allowed; ``None`` without a limit.
+        source: ``exact``, ``modelled`` or ``measured``.
+    """
+
+    smallest: float
+    largest: float
+    limit: float | None
+    source: str
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Predicted effort and the reachable range.
 
     Args:
-        smallest_bytes: Smallest plan of the base.
-        largest_bytes: Largest plan of the base.
-        budget_bytes: Weight bytes that the budget leaves.
+        smallest_bytes: Smallest weight file of the base's plans.
+        largest_bytes: Largest weight file of the base's plans.
+        costs: Every cost that is limited or minimised, by name.
         space_size_log10: Decimal logarithm of the number of plans, over all variants.
         groups: Decisions.
         options: Compressed weights that the layer store will hold.
@@ -47,7 +65,7 @@ class Estimate:
 
     smallest_bytes: int
     largest_bytes: int
-    budget_bytes: int
+    costs: dict[str, CostRange]
     space_size_log10: float
     groups: int
     options: int
@@ -95,7 +113,7 @@ def _body_macs(sketch: Sketch) -> int:
 def _read_tokens(config: StudyConfig) -> tuple[int, int]:
     """Return the tokens of one full evaluation and of measuring one finished plan."""
     objective, data = config.objective, config.data
-    if objective.metric == KL:
+    if objective.metric != TASK_ERROR:
         return data.rungs[-1], data.heldout_tokens
     examples = objective.rungs[-1], objective.heldout_examples
     searched, held = (count * EXAMPLE_TOKENS for count in examples)
@@ -141,11 +159,15 @@ def estimate(config: StudyConfig) -> Estimate:
     calibration = data.calibration_tokens * (5 * macs / speed.body + moments / speed.single)
     layout = load_object("autocomp.methods.compose:layout")
     store, score, disk, options = 0.0, 0.0, 0, 0
-    weights = [name for name in setup.weight_groups if sketch[name].kind != "cache"]
-    for name in setup.weight_groups:
+    lists = {
+        name: specs
+        for name, specs in setup.site_lists.items()
+        if sketch[name].kind not in ("subblock", "cache")
+    }
+    for name, specs in lists.items():
         site = sketch[name]
-        options += len(setup.lists[name])
-        for spec in setup.lists[name] if name in weights else ():
+        options += len(specs)
+        for spec in specs:
             disk += layout(spec, site.shape, sketch.dtype).nbytes
             store += _solve_seconds(site, spec, speed)
             if site.kind == "linear":
@@ -153,19 +175,19 @@ def estimate(config: StudyConfig) -> Estimate:
     searched, held = _read_tokens(config)
     full = searched * (macs / speed.body + head / speed.single)
     heldout = held * (macs / speed.body + head / speed.single)
-    compared = data.heldout_tokens + (data.rungs[-1] if config.objective.metric == KL else 0)
+    compared = data.heldout_tokens + (
+        data.rungs[-1] if config.objective.metric != TASK_ERROR else 0
+    )
     reference = compared * (macs + 2 * head) / speed.single
     finish = data.calibration_tokens * (6 * macs / speed.body + moments / 2 / speed.single)
     finish += 3 * _tuned_tokens(config) * macs / speed.body
-    finalists = config.search.finalists + 2
+    finalists = config.search.finalists * config.search.finish_budgets + 2
     per_finalist = (
         finish
         + heldout
         + sum(
-            _solve_seconds(
-                sketch[name], setup.lists[name][-2 if len(setup.lists[name]) > 1 else 0], speed
-            )
-            for name in weights
+            _solve_seconds(sketch[name], specs[-2 if len(specs) > 1 else 0], speed)
+            for name, specs in lists.items()
         )
     )
     seconds = {
@@ -184,12 +206,16 @@ def estimate(config: StudyConfig) -> Estimate:
     minutes["total"] = round(
         sum(value for name, value in minutes.items() if name != "one full evaluation"), 2
     )
+    costs = {
+        name: CostRange(*setup.reach(name), setup.limits.get(name), model.source)
+        for name, model in setup.cost_models.items()
+    }
     total = (macs + head) * 4
     activations = data.calibration_tokens * sketch.hidden_size * 2 * (sketch.num_layers + 8)
     return Estimate(
-        smallest_bytes=setup.smallest_bytes,
-        largest_bytes=setup.largest_bytes,
-        budget_bytes=setup.budget,
+        smallest_bytes=int(costs[WEIGHT_BYTES].smallest),
+        largest_bytes=int(costs[WEIGHT_BYTES].largest),
+        costs=costs,
         space_size_log10=setup.space.log10_size + math.log10(models),
         groups=len(setup.weight_groups) + len(setup.droppable),
         options=models * options,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from autocomp.core.errors import NumericalError
 from autocomp.core.plan import Plan
 from autocomp.evaluate.record import DataRead, Efficiency, Measurement, Metric, hardware
-from autocomp.evaluate.summary import mean_metric
 from autocomp.search.objectives import Objective
 from autocomp.search.workbench import Workbench
 
@@ -18,6 +17,7 @@ class Outcome:
     """What measuring a plan gave.
 
     Args:
+        loss: The objective's metric over the units read.
         unit_loss: Loss of every unit that was read, in ladder order.
         complete: Whether the top rung was read.
         tokens: Tokens read.
@@ -26,17 +26,13 @@ class Outcome:
         measurement: The record of it.
     """
 
+    loss: float
     unit_loss: tuple[float, ...]
     complete: bool
     tokens: int
     seconds: float
     stages: dict[str, float]
     measurement: Measurement
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over the units read."""
-        return math.fsum(self.unit_loss) / len(self.unit_loss)
 
 
 def evaluate_plan(
@@ -77,7 +73,9 @@ def evaluate_plan(
         if count < objective.ladder[-1] and stop(losses):
             break
     seconds = time.perf_counter() - started
+    metric = objective.metric(losses)
     return Outcome(
+        loss=metric.value,
         unit_loss=tuple(losses),
         complete=len(losses) == objective.ladder[-1],
         tokens=tokens,
@@ -85,7 +83,7 @@ def evaluate_plan(
         stages=stages,
         measurement=measured_on(
             bench,
-            {objective.name: mean_metric(losses)},
+            {objective.name: metric},
             objective.read(len(losses), tokens),
             seconds,
             floor_nats=objective.floor_nats,

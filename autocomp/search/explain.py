@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from autocomp.core.cost import PEAK_MEMORY_BYTES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.metric import KL
 from autocomp.core.spec import DENSE
@@ -12,10 +13,10 @@ from autocomp.search.correction import Correction
 from autocomp.search.knapsack import Problem
 from autocomp.search.records import TrialRecord
 from autocomp.search.run import load_study_config
-from autocomp.search.samplers.auto import correction_of
+from autocomp.search.samplers.outlook import correction_of
 from autocomp.search.setup import Setup
+from autocomp.search.stored import first_context, stored_context, stored_setup
 from autocomp.search.study import Study
-from autocomp.search.variants import first_context, read_scores, search_context, stored_setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One site of a plan.
+    """One site of a plan, or the first of sites that share one decision, for all of them.
 
     Args:
         site: Module name.
@@ -116,11 +117,14 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
         )
     config, plan = load_study_config(study_dir), found[0].plan
     setup = stored_setup(config, study, plan.variant)
-    context = search_context(setup, read_scores(study_dir, plan.variant))
+    context = stored_context(config, study, study_dir, plan.variant)
     first = first_context(config, study, study_dir)
     prior = None if first.variant == context.variant else correction_of(first, records)
     correction: Correction = correction_of(context, records, prior=prior)
-    problem = correction.apply()
+    corrected = correction.apply()
+    counted = PEAK_MEMORY_BYTES if PEAK_MEMORY_BYTES in setup.counted else WEIGHT_BYTES
+    sizes = setup.problem(None, (counted,))
+    problem = sizes.with_scores(corrected.score, corrected.bypass_score)
     rows = [_row(setup, problem, index, found[0]) for index in range(len(problem.groups))]
     for index, bypass in enumerate(problem.bypasses):
         dropped = plan[bypass.name] != DENSE
@@ -143,7 +147,7 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
     return PlanTable(
         record=found[0],
         weight_bytes=weight_bytes(setup.sketch, plan),
-        predicted_loss=correction.predict(problem.solution(choice, bypassed)),
+        predicted_loss=correction.predict(corrected.solution(choice, bypassed)),
         rows=tuple(rows),
         metric=study.metric,
     )
@@ -157,10 +161,10 @@ def _row(setup: Setup, problem: Problem, index: int, record: TrialRecord) -> Pla
     if owner is not None and record.plan[owner] != DENSE:
         return PlanRow(site.name, site.shape, "(bypassed)", 0, 0.0, ())
     chosen = options.index(record.plan[site.name])
-    cached = site.kind == "cache"
-    size = (
-        int(group.cost[chosen]) if cached else site_bytes(setup.sketch, site.name, options[chosen])
-    )
+    together = next(sites for sites in setup.sketch.groups if sites[0] == group.name)
+    size = sum(site_bytes(setup.sketch, name, options[chosen]) for name in together)
+    if site.kind == "cache":
+        size = int(group.cost[chosen])
     alternatives = tuple(
         Alternative(
             options[other].token(),

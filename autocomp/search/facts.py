@@ -6,11 +6,13 @@ from typing import Any
 
 import optuna
 
+from autocomp.core.cost import WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.metric import KL
 from autocomp.core.spec import LayerSpec
 from autocomp.core.variant import BASE
 from autocomp.evaluate.record import Measurement
+from autocomp.search.profile import Profile
 from autocomp.search.records import FinishedRecord
 
 
@@ -27,6 +29,7 @@ class StudyFacts:
         self.study_dir = study_dir
         names = study.metric_names
         self.metric: str = names[0] if names else KL
+        self.cost: str = names[1] if names else WEIGHT_BYTES
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -90,6 +93,22 @@ class StudyFacts:
         """Return what is known of a variant; ``None`` before it was prepared."""
         found: dict[str, Any] | None = self.optuna.user_attrs.get(f"variant:{token}")
         return found
+
+    def set_warm_start(self, sources: Sequence[str], profiles: Sequence[Profile]) -> None:
+        """Store what other studies have taught this one, so that it no longer needs them."""
+        record = {"sources": list(sources), "profiles": [p.to_json() for p in profiles]}
+        self.optuna.set_user_attr("warm_start", record)
+
+    @property
+    def warm_sources(self) -> tuple[str, ...]:
+        """The studies that this one was warm-started from."""
+        return tuple(self.optuna.user_attrs.get("warm_start", {}).get("sources", ()))
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """What other studies have taught this one."""
+        found = self.optuna.user_attrs.get("warm_start", {}).get("profiles", ())
+        return tuple(map(Profile.from_json, found))
 
     def set_base(self, measured: Measurement) -> None:
         """Store what the base itself measured on what the search reads."""

@@ -1,4 +1,4 @@
-"""Where a candidate stops climbing: a measured plan that is no larger is better beyond doubt."""
+"""Where a candidate stops climbing: a measured plan that costs no more is better beyond doubt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Gate:
     """What a candidate has to keep up with.
 
     Args:
-        rival: Loss of each unit of the best plan that is no larger.
+        rival: Loss of each unit of the best plan that costs no more.
         total: Units of the top rung.
         prior: How much the study's plans usually differ from unit to unit.
     """
@@ -23,16 +23,16 @@ class Gate:
     prior: SpreadPrior | None
 
     @classmethod
-    def of(cls, told: Sequence[TrialRecord], weight_bytes: int, total: int) -> "Gate | None":
-        """Return the gate of a candidate; ``None`` where no plan that is no larger was measured.
+    def of(cls, told: Sequence[TrialRecord], cost: float, total: int) -> "Gate | None":
+        """Return the gate of a candidate; ``None`` where no plan that costs no more was measured.
 
         Args:
             told: Trials that were proposed before it.
-            weight_bytes: Size of the candidate.
+            cost: Cost of the candidate, the one that the study minimises.
             total: Units of the top rung.
         """
         full = [record for record in told if record.state == "COMPLETE"]
-        rivals = [record for record in full if record.weight_bytes <= weight_bytes]
+        rivals = [record for record in full if record.cost <= cost]
         best = min(rivals, key=lambda record: (record.loss, record.logical), default=None)
         if best is None:
             return None

@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from autocomp.core.metric import PERPLEXITY
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.evaluate.efficiency import efficiency_of_path
 from autocomp.evaluate.record import Measurement
-from autocomp.evaluate.summary import data_read, divergence_metrics, mean_metric
+from autocomp.evaluate.summary import data_read, divergence_metrics
 from autocomp.layers.native import WEIGHTS_FILE, load
 from autocomp.search.evaluation import measured_on
 from autocomp.search.objectives import Objective
@@ -25,7 +26,7 @@ class HeldOut:
 
     Args:
         metric: Name of the objective.
-        unit_loss: The objective of each held-out unit.
+        unit_loss: The objective of each held-out unit; of a perplexity its cross entropy.
         weight_bytes: Size of the weight file on disk.
         measurements: Of the held-out text, then, where it is something else, of the objective.
     """
@@ -95,19 +96,20 @@ def measure_artefact(
     size = (folder / WEIGHTS_FILE).stat().st_size
     own = _own(objective, bench, model, progress)
     if own is None:
-        return HeldOut(objective.name, scores.kl_nats, size, (found,))
+        units = scores.nll_nats if objective.name == PERPLEXITY else scores.kl_nats
+        return HeldOut(objective.name, units, size, (found,))
     return HeldOut(objective.name, own[0], size, (found, own[1]))
 
 
 def _own(
     objective: Objective, bench: Workbench, model: PreTrainedModel, progress: Progress
 ) -> tuple[tuple[float, ...], Measurement] | None:
-    """Return the objective of each held-out unit and its record, where it is no KL on text."""
+    """Return the objective of each held-out unit and its record, where it is not of that text."""
     begun = time.perf_counter()
     found = objective.measure_heldout(model, progress)
     if found is None:
         return None
     losses, read = found
     seconds = time.perf_counter() - begun
-    metrics = {objective.name: mean_metric(losses)}
+    metrics = {objective.name: objective.metric(losses)}
     return tuple(losses), measured_on(bench, metrics, read, seconds)

@@ -3,175 +3,80 @@
 Every group takes exactly one of its options, unless the sub-block that owns it is bypassed:
 
     minimise   fixed score + Σ_{g active} score[g, o_g] + Σ_{b bypassed} score_b
-    subject to fixed + Σ_{g active} cost[g, o_g] + Σ_{b bypassed} cost_b  ≤  budget
+    subject to fixed_r + Σ_{g active} cost_r[g, o_g] + Σ_{b bypassed} cost_{r,b}  ≤  bound_r
+
+for every limited resource r: the problem's own, whose bound is the budget, and any further limits.
 
 The *sweep* minimises ``score + λ·cost`` for many multipliers λ at once; given λ the problem falls
 apart into groups, and a sub-block is bypassed when its own penalised cost lies below the sum of
-its members' minima. What the multipliers leave over is filled greedily. ``milp`` solves one budget
-to a stated gap with HiGHS.
+its members' minima. With further limits, the linear relaxation gives a multiplier of each, and
+combinations close to them are tried. What the multipliers leave over is filled greedily. ``milp``
+solves one budget to a stated gap with HiGHS.
 
 An option whose score is infinite is forbidden.
 
 Reference: Sinha and Zoltners 1979, The Multiple-Choice Knapsack Problem,
-https://doi.org/10.1287/opre.27.3.503
+https://doi.org/10.1287/opre.27.3.503; Kellerer, Pferschy and Pisinger 2004, Knapsack Problems,
+chapters 9 and 11, https://doi.org/10.1007/978-3-540-24777-7 (several constraints).
 """
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import product
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from autocomp.core.errors import InfeasibleError
+from autocomp.search.problem import (
+    Bools,
+    Bypass,
+    Floats,
+    Group,
+    Ints,
+    Limit,
+    Problem,
+    Solution,
+)
+from autocomp.search.programs import prices, whole
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+__all__ = [
+    "Bools",
+    "Bypass",
+    "Floats",
+    "Group",
+    "Ints",
+    "Limit",
+    "Problem",
+    "Solution",
+    "fill",
+    "largest",
+    "repair",
+    "smallest",
+    "solve",
+    "sweep",
+]
 
 _CHUNK = 256
 _STAGES, _STAGE_POINTS, _FILLED = 4, 24, 4
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Sites that share one decision.
-
-    Args:
-        name: The group's name.
-        cost: Cost of each option, shape (options,), int64, bytes.
-        score: Predicted KL of each option, shape (options,), float64, nats; infinite forbids it.
-    """
-
-    name: str
-    cost: Ints
-    score: Floats
-
-
-@dataclass(frozen=True)
-class Bypass:
-    """A sub-block that may be dropped, and the groups that go with it.
-
-    Args:
-        name: The sub-block's name.
-        members: Indices of the groups inside; every group belongs to at most one sub-block.
-        cost: Cost when bypassed, bytes.
-        score: Predicted KL of the bypass, nats; infinite forbids it.
-    """
-
-    name: str
-    members: tuple[int, ...]
-    cost: int
-    score: float
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """One option a group and one decision a sub-block.
-
-    Args:
-        choice: Option index of each group, shape (groups,); 0 for members of a bypassed sub-block.
-        bypassed: Whether each sub-block is dropped, shape (bypasses,).
-        cost: Total cost, bytes.
-        score: Total predicted KL, nats.
-    """
-
-    choice: Ints
-    bypassed: Bools
-    cost: int
-    score: float
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Groups, sub-blocks and what is paid whatever is chosen.
-
-    Args:
-        groups: The groups, in the order of ``Solution.choice``.
-        bypasses: The sub-blocks, in the order of ``Solution.bypassed``.
-        fixed_cost: Cost of everything that no decision changes, bytes.
-        fixed_score: Loss of the model before any decision; as a KL it is 0 for the base, nats.
-    """
-
-    groups: tuple[Group, ...]
-    bypasses: tuple[Bypass, ...] = ()
-    fixed_cost: int = 0
-    fixed_score: float = 0.0
-
-    @cached_property
-    def cost(self) -> Ints:
-        """Cost table, shape (groups, most options), int64, bytes; padded with 0."""
-        return self._table("cost", 0).astype(np.int64)
-
-    @cached_property
-    def score(self) -> Floats:
-        """Score table, shape (groups, most options), float64, nats; padded with infinity."""
-        return self._table("score", np.inf)
-
-    def _table(self, field: str, fill: float) -> Floats:
-        table = np.full((len(self.groups), max(len(g.cost) for g in self.groups)), fill)
-        for row, group in enumerate(self.groups):
-            table[row, : len(group.cost)] = getattr(group, field)
-        return table
-
-    @cached_property
-    def membership(self) -> Floats:
-        """1 where a group belongs to a sub-block, shape (groups, bypasses), float64."""
-        table = np.zeros((len(self.groups), len(self.bypasses)))
-        for column, bypass in enumerate(self.bypasses):
-            table[list(bypass.members), column] = 1.0
-        return table
-
-    @cached_property
-    def bypass_cost(self) -> Ints:
-        """Cost of each bypass, shape (bypasses,), int64, bytes."""
-        return np.array([bypass.cost for bypass in self.bypasses], dtype=np.int64)
-
-    @cached_property
-    def bypass_score(self) -> Floats:
-        """Score of each bypass, shape (bypasses,), float64, nats."""
-        return np.array([bypass.score for bypass in self.bypasses], dtype=np.float64)
-
-    def active(self, bypassed: Bools) -> Bools:
-        """Return which groups are not inside a bypassed sub-block, shape (..., groups)."""
-        return np.equal(np.asarray(bypassed, dtype=np.float64) @ self.membership.T, 0)
-
-    def solution(self, choice: Ints, bypassed: Bools) -> Solution:
-        """Return the solution of these decisions, priced, with inert choices set to 0."""
-        active = self.active(bypassed)
-        choice = np.where(active, choice, 0)
-        rows = np.flatnonzero(active)
-        cost = int(self.cost[rows, choice[rows]].sum() + self.bypass_cost[bypassed].sum())
-        score = float(self.score[rows, choice[rows]].sum() + self.bypass_score[bypassed].sum())
-        bypassed = np.array(bypassed, dtype=bool)
-        return Solution(choice, bypassed, self.fixed_cost + cost, self.fixed_score + score)
-
-    def with_scores(self, score: Floats, bypass_score: Floats) -> "Problem":
-        """Return the same problem with other scores, in the shapes of the two tables."""
-        groups = tuple(
-            replace(group, score=score[row, : len(group.cost)])
-            for row, group in enumerate(self.groups)
-        )
-        bypasses = tuple(
-            replace(bypass, score=float(value))
-            for bypass, value in zip(self.bypasses, bypass_score, strict=True)
-        )
-        return replace(self, groups=groups, bypasses=bypasses)
+_NEAR = (0.9, 0.98, 1.0, 1.02, 1.1, 1.3)
+_BUDGETS = 24
 
 
 def _minimise(problem: Problem, multipliers: Floats) -> tuple[Ints, Bools, Ints, Floats]:
-    """Return choice (L, G), bypassed (L, B), cost (L,) and score (L,) for L multipliers."""
+    """Return choice (L, G), bypassed (L, B), cost (L,) and score (L,) for L sets of multipliers.
+
+    Args:
+        problem: What to solve.
+        multipliers: Shape (L, 1), of the problem's resource alone, or (L, 1 + limits).
+    """
     rows = np.arange(len(problem.groups))
-    penalised = problem.score + multipliers[:, None, None] * problem.cost
+    penalised = problem.score + multipliers[:, 0, None, None] * problem.cost
+    dropped = problem.bypass_score + multipliers[:, 0, None] * problem.bypass_cost
+    for limit, price in zip(problem.limits, multipliers.T[1:], strict=False):
+        penalised += price[:, None, None] * limit.cost
+        dropped += price[:, None] * limit.bypass_cost
     choice = penalised.argmin(axis=2)
     least = np.take_along_axis(penalised, choice[:, :, None], axis=2)[:, :, 0]
-    dropped = problem.bypass_score + multipliers[:, None] * problem.bypass_cost
     bypassed = dropped < least @ problem.membership
     active = problem.active(bypassed)
     cost = (problem.cost[rows, choice] * active).sum(1) + bypassed @ problem.bypass_cost
@@ -204,8 +109,21 @@ def _geometric(low: float, high: float, count: int) -> Floats:
     return np.geomspace(max(low, 1e-300), max(high, 1e-299), count)
 
 
-def smallest(problem: Problem) -> Solution:
-    """Return the cheapest allowed solution (the best of equals); it may bypass sub-blocks."""
+def smallest(problem: Problem, method: Literal["sweep", "milp"] = "sweep") -> Solution:
+    """Return the cheapest allowed solution (the best of equals); it may bypass sub-blocks.
+
+    With limits, which make this a knapsack of its own, it is the cheapest found that holds them.
+
+    Args:
+        problem: What to solve.
+        method: As of :func:`solve`, where there are limits.
+
+    Raises:
+        InfeasibleError: If the limits cannot be held together.
+    """
+    if problem.limits:
+        found = solve(problem.least_of(), problem.limits[0].bound, method)
+        return problem.solution(found.choice, found.bypassed)
     rows = np.arange(len(problem.groups))
     cost = np.where(np.isfinite(problem.score), problem.cost, np.iinfo(np.int64).max)
     tied = cost == cost.min(axis=1, keepdims=True)
@@ -216,31 +134,56 @@ def smallest(problem: Problem) -> Solution:
 
 
 def largest(problem: Problem) -> Solution:
-    """Return the solution with the lowest score, whatever it costs."""
-    choice, bypassed, _, _ = _minimise(problem, np.zeros(1))
+    """Return the solution with the lowest score, whatever it costs, also of what is limited."""
+    choice, bypassed, _, _ = _minimise(problem, np.zeros((1, 1)))
     return problem.solution(choice[0], bypassed[0])
 
 
 def sweep(problem: Problem, multipliers: int = 2000) -> list[Solution]:
-    """Return the Lagrangian front, by increasing cost and decreasing score.
+    """Return the Lagrangian front within the limits, by increasing cost and decreasing score.
 
     Args:
         problem: What to solve.
         multipliers: How many multipliers to try, spread geometrically.
+
+    Raises:
+        InfeasibleError: If the limits cannot be held together.
     """
-    found = [smallest(problem), largest(problem)]
-    for part in np.array_split(
-        _geometric(*_slopes(problem), multipliers), -(-multipliers // _CHUNK)
-    ):
-        choice, bypassed, cost, score = _minimise(problem, part)
-        _, first = np.unique(cost, return_index=True)
-        found += [Solution(choice[i], bypassed[i], int(cost[i]), float(score[i])) for i in first]
+    found = [smallest(problem)]
+    if problem.limits:
+        found += _limited_front(problem, found[0].cost, multipliers)
+    else:
+        found += [largest(problem), *_front(problem, _geometric(*_slopes(problem), multipliers))]
     found.sort(key=lambda solution: (solution.cost, solution.score))
     front: list[Solution] = []
     for solution in found:
         if not front or solution.score < front[-1].score:
             front.append(solution)
     return front
+
+
+def _front(
+    problem: Problem, multipliers: Floats, prices_of_limits: Floats | None = None
+) -> Iterator[Solution]:
+    """Yield one solution a cost for many multipliers (L,), at fixed prices (limits,)."""
+    others = np.zeros(0) if prices_of_limits is None else prices_of_limits
+    for part in np.array_split(multipliers, -(-len(multipliers) // _CHUNK)):
+        table = np.column_stack([part, *(np.full(len(part), price) for price in others)])
+        choice, bypassed, cost, _ = _minimise(problem, table)
+        _, first = np.unique(cost, return_index=True)
+        yield from (problem.solution(choice[i], bypassed[i]) for i in first)
+
+
+def _limited_front(problem: Problem, least: int, multipliers: int) -> Iterator[Solution]:
+    """Yield solutions within the limits: those of a few budgets, and of multipliers between."""
+    most = max(largest(problem).cost, least)
+    slopes = _geometric(*_slopes(problem), max(multipliers // _BUDGETS, 1))
+    for budget in np.linspace(least, most, _BUDGETS).astype(np.int64):
+        if (filled := _solve_by_prices(problem, int(budget))) is not None:
+            yield filled
+        if (worth := prices(problem, int(budget))) is not None:
+            swept = _front(problem, slopes, worth[1:])
+            yield from (solution for solution in swept if problem.holds(solution, most))
 
 
 def solve(
@@ -250,27 +193,45 @@ def solve(
     *,
     time_limit_s: float = 20.0,
 ) -> Solution:
-    """Return a good solution within a budget.
+    """Return a good solution within a budget and the problem's limits.
 
     Args:
         problem: What to solve.
-        budget: Largest total cost, bytes.
+        budget: Largest total cost of the problem's resource, in its unit.
         method: ``sweep`` (milliseconds; within 1 % of the optimum where groups are many) or
             ``milp`` (relative gap 1e-4, or what was found in time).
         time_limit_s: Limit of ``milp``, seconds.
 
     Raises:
-        InfeasibleError: If the budget is below the smallest reachable cost.
+        InfeasibleError: If the budget is below the smallest reachable cost, or the limits cannot
+            be held together.
     """
-    least = smallest(problem)
+    if problem.limits:
+        swept = _solve_by_prices(problem, budget)
+    else:
+        least = smallest(problem)
+        _refuse(problem, budget, least)
+        swept = _solve_by_multiplier(problem, budget, least)
+    if method == "milp" or swept is None:
+        exact = _solve_exactly(problem, budget, time_limit_s)
+        found = [one for one in (swept, exact) if one is not None]
+        swept = min(found, key=lambda solution: solution.score, default=None)
+    if swept is None:
+        least = smallest(problem, "milp")
+        _refuse(problem, budget, least)
+        swept = fill(problem, least, budget)
+    return swept
+
+
+def _refuse(problem: Problem, budget: int, least: Solution) -> None:
+    """Raise InfeasibleError where the cheapest solution is beyond a budget."""
     if least.cost > budget:
+        kept = " and ".join(f"{limit.bound:,} {limit.resource}" for limit in problem.limits)
+        within = f" within {kept}" if kept else ""
         raise InfeasibleError(
-            f"a budget of {budget:,} bytes cannot be met: the smallest reachable size is "
-            f"{least.cost:,} bytes. Raise the budget or add smaller options to the space."
+            f"a limit of {budget:,} {problem.resource} cannot be met{within}: the smallest "
+            f"reachable is {least.cost:,}. Raise it or add smaller options to the space."
         )
-    swept = _solve_by_multiplier(problem, budget, least)
-    exact = _solve_exactly(problem, budget, time_limit_s) if method == "milp" else None
-    return swept if exact is None or exact.score >= swept.score else exact
 
 
 def _solve_by_multiplier(problem: Problem, budget: int, least: Solution) -> Solution:
@@ -279,7 +240,7 @@ def _solve_by_multiplier(problem: Problem, budget: int, least: Solution) -> Solu
     fitting = {least.cost: least}
     for _ in range(_STAGES):
         points = _geometric(low, high, _STAGE_POINTS)
-        choice, bypassed, cost, score = _minimise(problem, points)
+        choice, bypassed, cost, score = _minimise(problem, points[:, None])
         fits = np.flatnonzero(cost <= budget)
         for i in fits[:_FILLED]:
             fitting[int(cost[i])] = Solution(choice[i], bypassed[i], int(cost[i]), float(score[i]))
@@ -289,104 +250,114 @@ def _solve_by_multiplier(problem: Problem, budget: int, least: Solution) -> Solu
     return min((fill(problem, one, budget) for one in best), key=lambda solution: solution.score)
 
 
+def _solve_by_prices(problem: Problem, budget: int) -> Solution | None:
+    """Try multipliers near the relaxation's; fill what holds and repair what does not.
+
+    Returns:
+        The best; ``None`` where none could be made to hold, which need not mean that none does.
+    """
+    worth = prices(problem, budget)
+    if worth is None:
+        return None
+    near = np.array(list(product(_NEAR, repeat=len(worth))))
+    choice, bypassed, _, _ = _minimise(problem, np.unique(worth * near, axis=0))
+    decisions = np.unique(np.hstack([choice, bypassed]), axis=0)
+    groups = len(problem.groups)
+    tried = [problem.solution(row[:groups], row[groups:].astype(bool)) for row in decisions]
+    tried.sort(key=lambda solution: solution.score)
+    holding = [one for one in tried if problem.holds(one, budget)][:_FILLED]
+    beyond = [one for one in reversed(tried) if not problem.holds(one, budget)][:_FILLED]
+    made = [fill(problem, one, budget) for one in holding]
+    made += [one for b in beyond if (one := repair(problem, b, budget)) is not None]
+    return min(made, key=lambda solution: solution.score, default=None)
+
+
+def _solve_exactly(problem: Problem, budget: int, time_limit_s: float) -> Solution | None:
+    """Solve by mixed-integer programming; ``None`` when nothing was found in time."""
+    decisions = whole(problem, budget, time_limit_s)
+    if decisions is None:
+        return None
+    return repair(problem, problem.solution(*decisions), budget)
+
+
+class _Ledger:
+    """What is spent of every resource while single groups change.
+
+    Args:
+        problem: Costs and bounds.
+        solution: Where to start.
+        budget: Bound of the problem's resource.
+    """
+
+    def __init__(self, problem: Problem, solution: Solution, budget: int) -> None:
+        self.tables = (problem.cost, *(limit.cost for limit in problem.limits))
+        self.choice = solution.choice.copy()
+        self.left = [budget - solution.cost]
+        self.left += [x.bound - u for x, u in zip(problem.limits, solution.used, strict=True)]
+        bounds = (budget, *(limit.bound for limit in problem.limits))
+        self.weights = [max(abs(budget), 1) / max(abs(bound), 1) for bound in bounds]
+        self.rows = np.arange(len(problem.groups))
+
+    def steps(self) -> list[Ints]:
+        """Return how much more of each resource every option takes than the chosen one."""
+        return [table - table[self.rows, self.choice][:, None] for table in self.tables]
+
+    def take(self, group: int, option: int) -> None:
+        """Change one group."""
+        for place, table in enumerate(self.tables):
+            self.left[place] -= int(table[group, option] - table[group, self.choice[group]])
+        self.choice[group] = option
+
+
 def fill(problem: Problem, solution: Solution, budget: int) -> Solution:
-    """Spend left-over bytes: again and again the affordable upgrade with the most gain a byte."""
-    rows = np.arange(len(problem.groups))
+    """Spend what is left: again and again the affordable upgrade with the most gain a byte.
+
+    Of several resources, what an upgrade takes of each counts by how little of it is left.
+    """
     active = problem.active(solution.bypassed)
-    choice, cost = solution.choice.copy(), solution.cost
+    ledger = _Ledger(problem, solution, budget)
     while True:
-        gain = problem.score[rows, choice][:, None] - problem.score
-        step = problem.cost - problem.cost[rows, choice][:, None]
-        useful = active[:, None] & (gain > 0) & (step <= budget - cost)
+        gain = problem.score[ledger.rows, ledger.choice][:, None] - problem.score
+        steps = ledger.steps()
+        useful = active[:, None] & (gain > 0)
+        for step, left in zip(steps, ledger.left, strict=True):
+            useful &= step <= left
         if not useful.any():
-            return problem.solution(choice, solution.bypassed)
-        rate = np.where(useful, gain / np.maximum(step, 1), -np.inf)
-        group, option = divmod(int(rate.argmax()), rate.shape[1])
-        cost += int(step[group, option])
-        choice[group] = option
+            return problem.solution(ledger.choice, solution.bypassed)
+        spent = np.maximum(steps[0], 1).astype(np.float64)
+        for step, left in zip(steps[1:], ledger.left[1:], strict=True):
+            spent += np.maximum(step, 0) * (max(ledger.left[0], 1) / max(left, 1))
+        rate = np.where(useful, gain / spent, -np.inf)
+        ledger.take(*divmod(int(rate.argmax()), rate.shape[1]))
 
 
 def repair(
     problem: Problem, solution: Solution, budget: int, locked: Sequence[int] = ()
 ) -> Solution | None:
-    """Bring a solution within a budget by the downgrades that lose least a byte, then fill it.
+    """Bring a solution within its bounds by the changes that lose least a byte, then fill it.
+
+    What counts is the excess over all bounds, each in shares of its bound; every change lowers it.
 
     Args:
         problem: Costs and scores.
         solution: What to repair.
-        budget: Largest total cost, bytes.
+        budget: Largest total cost of the problem's resource.
         locked: Groups that keep their option.
 
     Returns:
         The repaired solution, or ``None`` when the other groups cannot make up for the excess.
     """
-    rows = np.arange(len(problem.groups))
     free = problem.active(solution.bypassed)
     free[list(locked)] = False
-    choice, cost = solution.choice.copy(), solution.cost
-    while cost > budget:
-        saved = problem.cost[rows, choice][:, None] - problem.cost
-        loss = problem.score - problem.score[rows, choice][:, None]
-        useful = free[:, None] & (saved > 0) & np.isfinite(loss)
+    ledger = _Ledger(problem, solution, budget)
+    while min(ledger.left) < 0:
+        loss = problem.score - problem.score[ledger.rows, ledger.choice][:, None]
+        relief = np.zeros(loss.shape)
+        for step, left, weight in zip(ledger.steps(), ledger.left, ledger.weights, strict=True):
+            relief += weight * (max(-left, 0) - np.maximum(step - left, 0))
+        useful = free[:, None] & (relief > 0) & np.isfinite(loss)
         if not useful.any():
             return None
-        rate = np.where(useful, loss / np.clip(saved, 1, max(cost - budget, 1)), np.inf)
-        group, option = divmod(int(rate.argmin()), rate.shape[1])
-        cost -= int(saved[group, option])
-        choice[group] = option
-    return fill(problem, problem.solution(choice, solution.bypassed), budget)
-
-
-def _solve_exactly(problem: Problem, budget: int, time_limit_s: float) -> Solution | None:
-    """Solve by mixed-integer programming; ``None`` when nothing was found in time."""
-    groups, options = problem.score.shape
-    bypasses = len(problem.bypasses)
-    score = np.concatenate([problem.score.ravel(), problem.bypass_score])
-    cost = np.concatenate([problem.cost.ravel(), problem.bypass_cost]).astype(np.float64)
-    allowed = np.isfinite(score)
-    scale = np.abs(score[allowed]).max(initial=0.0) or 1.0
-    columns = np.arange(groups * options)
-    rows = columns // options
-    inside, owner = np.nonzero(problem.membership)
-    one_each = coo_array(
-        (
-            np.ones(len(rows) + len(inside)),
-            (np.concatenate([rows, inside]), np.concatenate([columns, groups * options + owner])),
-        ),
-        shape=(groups, groups * options + bypasses),
-    )
-    with _quiet_stdout():
-        result = milp(
-            np.where(allowed, score / scale, 0.0),
-            integrality=np.ones(len(score), dtype=np.int64),
-            bounds=Bounds(0, allowed.astype(np.float64)),
-            constraints=[
-                LinearConstraint(one_each.tocsr(), 1, 1),
-                LinearConstraint(
-                    cost[None, :] / budget, ub=(budget - problem.fixed_cost) / budget
-                ),
-            ],
-            options={"mip_rel_gap": 1e-4, "time_limit": time_limit_s, "disp": False},
-        )
-    if result.x is None:
-        return None
-    taken = np.round(result.x)
-    choice = taken[: groups * options].reshape(groups, options).argmax(axis=1)
-    found = problem.solution(choice, taken[groups * options :] > 0.5)
-    repaired = found if found.cost <= budget else repair(problem, found, budget)
-    return None if repaired is None else fill(problem, repaired, budget)
-
-
-@contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """Send file descriptor 1 to nowhere: HiGHS prints to it whatever its options say."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        rate = np.where(useful, loss / np.where(useful, relief, 1.0), np.inf)
+        ledger.take(*divmod(int(rate.argmin()), rate.shape[1]))
+    return fill(problem, problem.solution(ledger.choice, solution.bypassed), budget)

@@ -1,4 +1,4 @@
-"""What a search minimises beside bytes, measured a unit at a time: windows, or examples of tasks.
+"""The loss that a search minimises, measured a unit at a time: windows, or examples of tasks.
 
 Every plan reads the same units in the same order, few first, so that plans are compared in pairs.
 What decides between finished plans is held out: other text, other examples.
@@ -12,12 +12,13 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from autocomp.config import ObjectiveConfig
-from autocomp.core.metric import KL, TASK_ERROR
+from autocomp.core.metric import KL, PERPLEXITY, TASK_ERROR
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.evaluate.body import plan_states
-from autocomp.evaluate.record import DataRead
-from autocomp.evaluate.summary import data_read
+from autocomp.evaluate.divergence import WindowScores
+from autocomp.evaluate.record import DataRead, Metric
+from autocomp.evaluate.summary import data_read, mean_metric, perplexity_metric
 from autocomp.evaluate.tasks import TaskSuite, task_names
 from autocomp.search.workbench import Workbench
 
@@ -50,6 +51,9 @@ class Objective(Protocol):
     def prepare(self) -> None:
         """Read what plans are compared with, which restores the live candidate."""
 
+    def metric(self, losses: Sequence[float]) -> Metric:
+        """Return the metric over some units with its standard error."""
+
     def measure(
         self, bench: Workbench, plan: Plan, start: int, stop: int
     ) -> tuple[Sequence[float], int]:
@@ -70,18 +74,17 @@ class Objective(Protocol):
     ) -> tuple[Sequence[float], DataRead] | None:
         """Return the loss of each held-out unit and what was read.
 
-        ``None`` where it is the KL on the held-out text, which is measured of every model.
+        ``None`` where it is of the held-out text, whose figures are measured of every model.
         """
 
 
-class KlObjective:
-    """KL to the base on the search text, nats a token, a window at a time.
+class _TextObjective:
+    """A loss on the search text, a window at a time.
 
     Args:
         bench: The base's workbench.
     """
 
-    name = KL
     unit = "window"
 
     def __init__(self, bench: Workbench) -> None:
@@ -95,11 +98,6 @@ class KlObjective:
         return self._bench.ladder.windows
 
     @property
-    def floor_nats(self) -> float:
-        """KL of the base in the candidates' arithmetic."""
-        return self._bench.search_meter.floor_nats
-
-    @property
     def reference_tokens(self) -> int:
         """Tokens of the search text."""
         return self._windows.tokens
@@ -108,14 +106,10 @@ class KlObjective:
         """Read the base on the search text, once."""
         _ = self._bench.search_meter
 
-    def measure(
-        self, bench: Workbench, plan: Plan, start: int, stop: int
-    ) -> tuple[Sequence[float], int]:
-        """Return the KL of some windows; see :class:`Objective`."""
+    def _scores(self, bench: Workbench, plan: Plan, start: int, stop: int) -> WindowScores:
         meter, token = self._bench.search_meter, bench.head_token(plan.layers)
         state = plan_states(bench.sketch, plan)
-        scores = meter.measure(bench.model, range(start, stop), head_token=token, state=state)
-        return scores.kl_nats, (stop - start) * self._windows.length
+        return meter.measure(bench.model, range(start, stop), head_token=token, state=state)
 
     def read(self, units: int, tokens: int) -> DataRead:
         """Return the record of the first windows."""
@@ -123,6 +117,57 @@ class KlObjective:
 
     def measure_heldout(self, model: PreTrainedModel, progress: Progress) -> None:
         """Leave it to the held-out text."""
+
+
+class KlObjective(_TextObjective):
+    """KL to the base on the search text, nats a token.
+
+    Args:
+        bench: The base's workbench.
+    """
+
+    name = KL
+
+    @property
+    def floor_nats(self) -> float:
+        """KL of the base in the candidates' arithmetic."""
+        return self._bench.search_meter.floor_nats
+
+    def metric(self, losses: Sequence[float]) -> Metric:
+        """Return the mean over windows."""
+        return mean_metric(losses)
+
+    def measure(
+        self, bench: Workbench, plan: Plan, start: int, stop: int
+    ) -> tuple[Sequence[float], int]:
+        """Return the KL of some windows; see :class:`Objective`."""
+        scores = self._scores(bench, plan, start, stop)
+        return scores.kl_nats, (stop - start) * self._windows.length
+
+
+class PerplexityObjective(_TextObjective):
+    """Perplexity of the search text; the loss of a window is its cross entropy, nats a token.
+
+    ``exp(1/n Σ_i nll_i)`` over n windows. Gates and intervals compare cross entropies a window,
+    which order plans alike.
+
+    Args:
+        bench: The base's workbench.
+    """
+
+    name = PERPLEXITY
+    floor_nats = None
+
+    def metric(self, losses: Sequence[float]) -> Metric:
+        """Return the exponential of the mean over windows."""
+        return perplexity_metric(losses)
+
+    def measure(
+        self, bench: Workbench, plan: Plan, start: int, stop: int
+    ) -> tuple[Sequence[float], int]:
+        """Return the cross entropy of some windows; see :class:`Objective`."""
+        scores = self._scores(bench, plan, start, stop)
+        return scores.nll_nats, (stop - start) * self._windows.length
 
 
 class TaskErrorObjective:
@@ -159,6 +204,10 @@ class TaskErrorObjective:
 
     def prepare(self) -> None:
         """Read nothing: an error is not relative to a base."""
+
+    def metric(self, losses: Sequence[float]) -> Metric:
+        """Return the mean over examples."""
+        return mean_metric(losses)
 
     def measure(
         self, bench: Workbench, plan: Plan, start: int, stop: int
@@ -215,6 +264,7 @@ def objective_of(bench: Workbench) -> Objective:
     Raises:
         ConfigError: If the data cannot be read or is too little.
     """
-    if bench.config.objective.metric == TASK_ERROR:
+    chosen = bench.config.objective.metric
+    if chosen == TASK_ERROR:
         return TaskErrorObjective(bench)
-    return KlObjective(bench)
+    return KlObjective(bench) if chosen == KL else PerplexityObjective(bench)

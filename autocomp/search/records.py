@@ -9,6 +9,8 @@ from typing import Any
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.errors import ConfigError
 from autocomp.core.metric import KL, short_name
 from autocomp.core.plan import Plan
 
@@ -30,6 +32,7 @@ class NewTrial:
         constraints: Amounts by which limits are exceeded (``weight_bytes − limit``); feasible at
             0 and below.
         details: What the sampler kept of the proposal, JSON values.
+        costs: What else is limited or minimised, predicted, by name.
     """
 
     logical: int
@@ -41,6 +44,7 @@ class NewTrial:
     weight_bytes: int
     constraints: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes of the trial."""
@@ -52,6 +56,7 @@ class NewTrial:
             "digest": self.plan.digest,
             "plan": self.plan.canonical(),
             "proposal": dict(self.details),
+            "costs": dict(self.costs),
         }
 
 
@@ -60,7 +65,8 @@ class Measured:
     """The loss on a prefix of what the search reads.
 
     Args:
-        loss: Mean of the study's metric over units, such as KL to the base in nats a token.
+        loss: The study's metric over units: their mean, such as KL to the base in nats a token,
+            or the perplexity of their mean cross entropy.
         unit_loss: The same of each unit: a window, or an example of a task.
         tokens: Tokens read.
         seconds: Wall time of the evaluation.
@@ -98,7 +104,8 @@ class FinishedRecord:
         heldout_loss: The study's metric on what was held out for it; the KL where that is it.
         heldout_loss_se: Standard error of that mean over units.
         metric: Name of the study's metric.
-        unit_loss: The metric of each held-out unit, to compare artefacts in pairs.
+        unit_loss: The metric of each held-out unit, to compare artefacts in pairs; for a
+            perplexity, the cross entropy of each window.
         base_perplexity: Of the same text under the base model.
         corpus: Name of the text.
         window: Window length, tokens.
@@ -194,6 +201,8 @@ class TrialRecord:
         measurement: JSON of the :class:`~autocomp.evaluate.record.Measurement`; empty if none.
         finished: Its artefact, if there is one; the best, where it was trained too.
         details: What the sampler kept of the proposal.
+        costs: Predicted costs by name; of old trials the weight file alone.
+        minimised: Name of the cost that the study minimises.
     """
 
     number: int
@@ -214,11 +223,33 @@ class TrialRecord:
     measurement: Mapping[str, Any] = field(default_factory=dict, repr=False)
     finished: FinishedRecord | None = None
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    minimised: str = WEIGHT_BYTES
 
     @cached_property
     def plan(self) -> Plan:
         """The plan, parsed on first use."""
         return Plan.from_json(json.loads(self.plan_json))
+
+    @property
+    def cost(self) -> float:
+        """The cost that the study minimises, such as the bytes of the weight file."""
+        return self.cost_of(self.minimised)
+
+    def cost_of(self, name: str) -> float:
+        """Return a cost by name.
+
+        Raises:
+            ConfigError: If the study neither limits nor minimises it.
+        """
+        if name == WEIGHT_BYTES:
+            return self.weight_bytes
+        if name not in self.costs:
+            raise ConfigError(
+                f"trial {self.number} has no {name}: its study neither limits nor minimises it, "
+                f"but {', '.join(self.costs) or WEIGHT_BYTES}."
+            )
+        return self.costs[name]
 
     @property
     def within_limits(self) -> bool:
@@ -233,7 +264,10 @@ class TrialRecord:
 
 
 def to_record(
-    trial: FrozenTrial, metric: str, finished: FinishedRecord | None = None
+    trial: FrozenTrial,
+    metric: str,
+    finished: FinishedRecord | None = None,
+    minimised: str = WEIGHT_BYTES,
 ) -> TrialRecord:
     """Return the record of a trial of ours.
 
@@ -241,6 +275,7 @@ def to_record(
         trial: The trial.
         metric: Name of the study's metric.
         finished: Its artefact.
+        minimised: Name of the cost that the study minimises.
     """
     attrs = trial.user_attrs
     measured = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -263,4 +298,6 @@ def to_record(
         measurement=attrs.get("measurement", {}),
         finished=finished,
         details=attrs.get("proposal", {}),
+        costs=attrs.get("costs", {}),
+        minimised=minimised,
     )

@@ -5,9 +5,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autocomp.core.metric import KL, positive
+from autocomp.core.cost import LIMITS, WEIGHT_BYTES
+from autocomp.core.metric import KL, PERPLEXITY, positive
+from autocomp.core.registry import COSTS
 from autocomp.evaluate.record import versions
-from autocomp.evaluate.winner import WinnersCurse, decide, winners_curse
+from autocomp.evaluate.winner import (
+    RankCorrelation,
+    WinnersCurse,
+    decide,
+    rank_correlation,
+    winners_curse,
+)
+from autocomp.search.hypervolume import HypervolumeCurve, curve_of
 from autocomp.search.records import FinishedRecord, TrialRecord, quality
 from autocomp.search.study import Study
 
@@ -27,10 +36,14 @@ class SearchResult:
         families: What each family costs at the budget.
         curse: How far the best searched plan can be believed; ``None`` before any was measured.
         finalists: Finished plans, best first, each compared with the first on held-out units.
+        agreement: Rank correlation of searched and finished loss over all finished plans.
         tokens: Tokens read, by what for.
         timings: Wall time and peak memory by stage.
         settings: What the study was made with, by dotted key.
-        metric: Name of what was minimised beside bytes.
+        metric: Name of the loss that was minimised.
+        cost: Name of the cost that was minimised beside it.
+        sources: Whether each cost is ``exact``, ``modelled`` or ``measured``, by name.
+        hypervolume: How the front grew; ``None`` before anything was measured.
     """
 
     study_dir: Path
@@ -40,10 +53,14 @@ class SearchResult:
     families: list[dict[str, Any]]
     curse: WinnersCurse | None = None
     finalists: list[dict[str, Any]] = field(default_factory=list)
+    agreement: RankCorrelation | None = None
     tokens: dict[str, int] = field(default_factory=dict)
     timings: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     metric: str = KL
+    cost: str = WEIGHT_BYTES
+    sources: dict[str, str] = field(default_factory=dict)
+    hypervolume: HypervolumeCurve | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that ``autocomp search --json`` prints."""
@@ -53,14 +70,18 @@ class SearchResult:
         return {
             "study_dir": str(self.study_dir),
             "metric": self.metric,
+            "cost": self.cost,
+            "cost_sources": self.sources,
             "settings": self.settings,
             "versions": versions(),
             "best": None if self.best is None else self.best.to_json(),
             "best_uniform": None if self.best_uniform is None else self.best_uniform.to_json(),
             "best_over_uniform": ratio,
             "front": self.front,
+            "hypervolume": None if self.hypervolume is None else self.hypervolume.to_json(),
             "winners_curse": None if self.curse is None else asdict(self.curse),
             "finalists": self.finalists,
+            "rank_correlation": None if self.agreement is None else asdict(self.agreement),
             "families": self.families,
             "tokens": self.tokens,
             "timings": self.timings,
@@ -77,23 +98,26 @@ def front_rows(study: Study) -> list[dict[str, Any]]:
             "trial": point.number,
             "family": record.family,
             "origin": record.origin,
-            "weight_bytes": point.weight_bytes,
+            WEIGHT_BYTES: record.weight_bytes,
+            **record.costs,
             study.metric: point.loss,
         }
         names = [f"heldout_{study.metric}", f"heldout_{study.metric}_se"]
         names = [] if study.metric == KL else names
         done = {} if record.finished is None else record.finished.to_json()
-        for name in (*names, "heldout_kl_nats", "heldout_se", "perplexity"):
+        names += ["heldout_kl_nats", "heldout_se"]
+        names += [] if study.metric == PERPLEXITY else ["perplexity"]
+        for name in names:
             row[name] = done.get(name)
         rows.append(row)
     return rows
 
 
 def family_rows(records: Sequence[TrialRecord], metric: str) -> list[dict[str, Any]]:
-    """Return what each family costs at equal bytes.
+    """Return the loss of each family at equal cost, such as bytes.
 
-    Compared are plans measured to the top rung whose size lies within 3 % of the best plan's, so
-    sizes are equal up to what single layers leave over.
+    Compared are plans measured to the top rung whose cost lies within 3 % of the best plan's, so
+    costs are equal up to what single layers leave over.
 
     Args:
         records: All trials.
@@ -106,7 +130,7 @@ def family_rows(records: Sequence[TrialRecord], metric: str) -> list[dict[str, A
     least, _, best = measured[0]
     rows: dict[str, dict[str, Any]] = {}
     for loss, _, record in measured:
-        if abs(record.weight_bytes / best.weight_bytes - 1) > FAMILY_TOLERANCE:
+        if abs(record.cost / best.cost - 1) > FAMILY_TOLERANCE:
             continue
         name = "uniform" if record.origin == "uniform" else record.family
         row = rows.setdefault(
@@ -151,13 +175,33 @@ def finalist_rows(records: Sequence[TrialRecord], metric: str) -> list[dict[str,
     return [
         {
             "trial": place.number,
-            f"heldout_{metric}": place.loss,
+            f"heldout_{metric}": done[place.number].heldout_loss,
             "weight_bytes": done[place.number].weight_bytes,
             "tied": place.comparison.tied,
             **asdict(place.comparison),
         }
         for place in ranking
     ]
+
+
+def agreement_of(study: Study) -> RankCorrelation | None:
+    """Return the rank correlation of searched and finished loss; trained artefacts are left out.
+
+    It is over all finished plans of the study, uniform ones and those of smaller budgets included.
+    """
+    searched = {record.number: record.loss for record in study.records() if record.feasible}
+    pairs = [
+        (searched[done.number], done.heldout_loss)
+        for done in study.finished()
+        if not done.recovery and searched.get(done.number) is not None
+    ]
+    return rank_correlation([float(a) for a, _ in pairs if a is not None], [b for _, b in pairs])
+
+
+def cost_sources(study: Study) -> dict[str, str]:
+    """Return where the costs of a study's trials come from, by name."""
+    limits = (name for name, key in LIMITS.items() if study.fingerprint.get(f"budget.{key}"))
+    return {name: COSTS[name].source for name in (WEIGHT_BYTES, *limits, study.cost)}
 
 
 def token_counts(study: Study) -> dict[str, int]:
@@ -197,8 +241,12 @@ def summarise(
         families=family_rows(records, study.metric),
         curse=curse_of(records),
         finalists=finalist_rows(records, study.metric),
+        agreement=agreement_of(study),
         tokens=token_counts(study),
         timings=timings or [],
         settings=study.fingerprint,
         metric=study.metric,
+        cost=study.cost,
+        sources=cost_sources(study),
+        hypervolume=curve_of(study),
     )

@@ -4,15 +4,17 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from autocomp.config import StudyConfig, fingerprint
-from autocomp.core.errors import ConfigError, InfeasibleError, NumericalError
+from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.metric import short_name
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.registry import SAMPLERS, SPACES
+from autocomp.core.registry import DRIVERS, SAMPLERS, SPACES
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
@@ -20,23 +22,27 @@ from autocomp.models import sketch_of
 from autocomp.search.ask import Ask
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
-from autocomp.search.evaluation import evaluate_plan
+from autocomp.search.drivers.queue import Driver, TrialQueue
+from autocomp.search.drivers.worker import ModelEvaluator, other_process
+from autocomp.search.finalists import Finalists
 from autocomp.search.finish import write_artefact
 from autocomp.search.gate import Gate
 from autocomp.search.heldout import measure_artefact
 from autocomp.search.objectives import check_objective
+from autocomp.search.oracle import READING, ModelOracle
 from autocomp.search.records import (
     FinishedRecord,
-    Measured,
     NewTrial,
     TrialRecord,
     describe,
     quality,
 )
 from autocomp.search.result import SearchResult, summarise
-from autocomp.search.setup import Setup, family, format_bytes
+from autocomp.search.setup import Setup
+from autocomp.search.stored import searched_variants, stored_context, write_json
 from autocomp.search.study import Study
-from autocomp.search.variants import Variants, write_json
+from autocomp.search.variants import Variants
+from autocomp.search.warm import warm_start
 from autocomp.search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -60,7 +66,7 @@ def _read_timings(study_dir: Path) -> list[dict[str, Any]]:
 
 
 class Search:
-    """One study on one machine: the inline driver.
+    """One study on one machine, which may have others measure its plans.
 
     Args:
         config: The study's configuration.
@@ -79,6 +85,7 @@ class Search:
         self.config = config
         self.study_dir = study_dir
         self.progress = progress
+        self._contexts: Sequence[SearchContext] = ()
         self._begun = time.perf_counter()
         self.clock = Clock(_read_timings(study_dir))
         with self.clock.time("set up"):
@@ -90,7 +97,9 @@ class Search:
                 study_dir,
                 fingerprint=fingerprint(config),
                 metric=config.objective.metric,
+                cost=config.objective.cost,
             )
+            warm_start(config, self.study)
             self.variants = Variants(config, self.study, progress, self.clock)
             self.setup = self.variants.setup(BASE)
             write_json(study_dir / CONFIG_FILE, config.model_dump(mode="json"))
@@ -105,97 +114,66 @@ class Search:
         """The base's workbench, made on first use."""
         return self.variants.base
 
+    @cached_property
+    def oracle(self) -> ModelOracle:
+        """What samplers may read of the models."""
+        return ModelOracle(self.variants, self.study_dir)
+
     def contexts(self) -> list[SearchContext]:
         """Score every option of every variant and return what proposals are made from."""
         self.study.bind("model_digest", self.bench.loaded.digest, "the model")
         return self.variants.contexts()
 
+    def propose(self, index: int, told: Sequence[TrialRecord]) -> NewTrial | None:
+        """Return the proposal of a logical trial; ``None`` when no new plan is left to try."""
+        effort = self.config.search
+        ask = Ask(
+            index, SeedTree(self.config.seed), self._contexts, told, self.oracle, effort.moves
+        )
+        with self.clock.time("solve", without=READING):
+            proposal = SAMPLERS[effort.sampler](ask)
+        if proposal is None:
+            return None
+        if units := proposal.details.get("units"):
+            self.study.set_tokens("selection", str(index), units * self.config.data.window)
+        setup = self.variants.setup(proposal.plan.variant)
+        costs = setup.costs(proposal.plan)
+        return NewTrial(
+            logical=index,
+            params=proposal.params,
+            distributions=setup.space.distributions(),
+            plan=proposal.plan,
+            origin=proposal.origin,
+            family=proposal.family,
+            weight_bytes=int(costs[WEIGHT_BYTES]),
+            constraints=setup.violation(proposal.plan),
+            details=proposal.details,
+            costs=costs,
+        )
+
+    def gate(self, trial: TrialRecord, before: Sequence[TrialRecord]) -> Gate | None:
+        """Return what a trial has to keep up with, from the trials proposed before it."""
+        if trial.origin.startswith(ALWAYS_FULL):
+            return None
+        return Gate.of(before, trial.cost, self.variants.objective.ladder[-1])
+
+    def out_of_time(self) -> bool:
+        """Return whether nothing more shall be proposed."""
+        limit = self.config.search.timeout_s
+        return limit is not None and self.seconds > limit
+
     def run_trials(self, contexts: Sequence[SearchContext]) -> None:
         """Measure proposals until the study holds as many as were asked for."""
-        limits = self.config.search
-        total = limits.trials
-        self.progress.start("trials", total, "trial")
-        self.progress.advance(min(total, self.study.next_logical()))
-        for record in self.study.orphans():
-            if self.study.renew_lease(record.number):
-                self._measure(record.number, record.plan, record.origin, record.logical)
-        while (index := self.study.next_logical()) < total:
-            if limits.timeout_s is not None and self.seconds > limits.timeout_s:
-                self.progress.log(f"time limit of {limits.timeout_s:.0f} s reached")
-                break
-            with self.clock.time("record"):
-                told = self.study.records()
-            with self.clock.time("solve"):
-                proposal = SAMPLERS[limits.sampler](
-                    Ask(index, SeedTree(self.config.seed), contexts, told)
-                )
-            if proposal is None:
-                self.progress.log("no new plan is left near the best ones; stopping")
-                break
-            setup = self.variants.setup(proposal.plan.variant)
-            with self.clock.time("record"):
-                new = NewTrial(
-                    logical=index,
-                    params=proposal.params,
-                    distributions=setup.space.distributions(),
-                    plan=proposal.plan,
-                    origin=proposal.origin,
-                    family=proposal.family,
-                    weight_bytes=setup.costs(proposal.plan)["weight_bytes"],
-                    constraints=setup.violation(proposal.plan),
-                    details=proposal.details,
-                )
-                number = self.study.add(new)
-            if number is not None:
-                self._measure(number, proposal.plan, proposal.origin, index)
-        self.progress.finish()
-
-    def _measure(self, number: int, plan: Plan, origin: str, logical: int) -> None:
-        """Evaluate a running trial and tell it."""
-        setup = self.variants.setup(plan.variant)
-        violations = setup.violation(plan)
-        broken = [f"{name} by {value:.0f}" for name, value in violations.items() if value > 0]
-        if broken:
-            self.study.tell_infeasible(number, f"over the limit: {', '.join(broken)}")
-            self.progress.advance(note=f"#{number} infeasible")
-            return
-        objective, bench = self.variants.objective, self.variants.bench(plan.variant)
-        size = setup.costs(plan)["weight_bytes"]
-        gate = None
-        if not origin.startswith(ALWAYS_FULL):
-            before = [record for record in self.study.records() if record.logical < logical]
-            gate = Gate.of(before, size, objective.ladder[-1])
-
-        def after_rung(losses: Sequence[float]) -> bool:
-            self.study.renew_lease(number)
-            return gate is not None and gate.stops(losses)
-
-        try:
-            outcome = evaluate_plan(objective, bench, plan, after_rung)
-        except NumericalError as error:
-            self.study.tell_failed(number, str(error))
-            self.progress.advance(note=f"#{number} failed: {error}")
-            return
-        for name, seconds in outcome.stages.items():
-            self.clock.add(name, seconds)
-        with self.clock.time("record"):
-            result = Measured(
-                loss=outcome.loss,
-                unit_loss=outcome.unit_loss,
-                tokens=outcome.tokens,
-                seconds=outcome.seconds,
-                measurement=outcome.measurement.to_json(),
-            )
-            if outcome.complete:
-                self.study.tell_measured(number, result)
-            else:
-                reason = f"worse than a plan no larger after {outcome.tokens} tokens"
-                self.study.tell_stopped(number, result, reason)
-        rung = "" if outcome.complete else f" (stopped at {outcome.tokens} tokens)"
-        self.progress.advance(
-            note=f"#{number} {origin} {family(plan)} {format_bytes(size)} "
-            f"{short_name(objective.name)} {outcome.loss:.4f}{rung}"
+        effort = self.config.search
+        self._contexts = contexts
+        driver: Driver = DRIVERS[effort.driver_name](effort)
+        facts = self.study.optuna.user_attrs
+        driver.run(
+            TrialQueue(self.study, self, effort.trials, self.progress, self.clock),
+            ModelEvaluator(self.variants),
+            partial(other_process, self.config, facts),
         )
+        self.progress.finish()
 
     def finish(self, number: int) -> FinishedRecord:
         """Finish a trial into an artefact and measure it from its file; reuse one that exists."""
@@ -241,25 +219,32 @@ class Search:
         raise ConfigError(f"trial {number} does not exist in {self.study_dir}.")
 
     def finish_finalists(self) -> None:
-        """Finish the best measured plans, and the best uniform ones in the same way.
+        """Finish the best measured plans, the best uniform ones, and what their results ask for.
 
         Raises:
             InfeasibleError: If no trial was measured within the limits.
         """
-        feasible = sorted(
-            (record for record in self.study.records() if record.feasible),
-            key=lambda record: (record.loss, record.logical),
-        )
+        feasible = [record for record in self.study.records() if record.feasible]
         if not feasible:
             raise InfeasibleError(
                 "no plan within the limits was measured to the top rung. Raise --trials or the "
                 "budget; `autocomp front` shows what was tried."
             )
-        count = self.config.search.finalists
-        uniform = [record for record in feasible if record.origin == UNIFORM]
-        chosen = (*feasible[:count], *uniform[: min(2, count)])
-        for _, number in sorted({(record.plan.variant, record.number) for record in chosen}):
-            self.finish(number)
+        contexts = [
+            stored_context(self.config, self.study, self.study_dir, variant)
+            for variant in searched_variants(self.config, self.study_dir)
+        ]
+        chosen = Finalists(feasible, contexts, self.config.search)
+        for record, expected in chosen.finish(self._finish_plainly):
+            self.progress.log(
+                f"finished results contradict the search: trial {record.number} is finished too, "
+                f"expected {short_name(self.study.metric)} {expected:.4f}"
+            )
+
+    def _finish_plainly(self, record: TrialRecord) -> FinishedRecord:
+        """Finish a trial and return its artefact before any training."""
+        self.finish(record.number)
+        return next(done for done in self.study.finished(record.number) if not done.recovery)
 
     def run(self) -> SearchResult:
         """Do all of it and return the result."""

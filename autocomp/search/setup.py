@@ -1,7 +1,8 @@
 """From a configuration to a priced problem: option lists, budgets and their knapsack."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -10,30 +11,25 @@ import numpy as np
 from optuna.distributions import IntDistribution
 
 from autocomp.config import StudyConfig
+from autocomp.core.cost import PEAK_MEMORY_BYTES, WEIGHT_BYTES, format_cost, option_of
 from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.plan import Plan
-from autocomp.core.registry import METHODS, SPACES, load_object
+from autocomp.core.registry import COSTS, METHODS, SPACES, load_object
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
-from autocomp.cost.bytes import fixed_bytes, site_bytes, weight_bytes
-from autocomp.cost.memory import cache_bytes, peak_memory_bytes, plan_cache_bytes
+from autocomp.cost import CostModel, Workload
 from autocomp.models import sketch_of
+from autocomp.models.structure import groups as site_groups
 from autocomp.models.surgeon import Shapes
 from autocomp.search.context import KIND_OF_SLOT, Space
-from autocomp.search.knapsack import Bypass, Group, Problem, Solution, smallest
+from autocomp.search.knapsack import Bypass, Group, Limit, Problem, Solution, smallest
 from autocomp.search.scoring import ScoreTable
 
 logger = logging.getLogger(__name__)
 
-
-def format_bytes(size: float) -> str:
-    """Return a size in decimal units: ``79.8 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
+ROUNDING = 1e-3
+"""Ticks by which a limit that is no whole number of them may be passed."""
 
 
 class IntegerSpace(Space, Protocol):
@@ -86,14 +82,16 @@ class Setup:
             ConfigError: If a cache option would store nothing of a window, and so cost nothing.
             PlanError: If an option does not fit a layer.
         """
-        sketch = sketch_of(config.model, shapes)
         chosen = config.space
+        memory = PEAK_MEMORY_BYTES in (config.objective.cost, *config.budget.limits)
+        sketch = sketch_of(config.model, shapes)
+        sketch = replace(sketch, groups=site_groups(sketch, fused=chosen.tied))
         lists = SPACES[chosen.name].candidates(
             sketch,
             linear=chosen.linear,
             embedding=chosen.embedding,
             bypass=chosen.bypass,
-            cache=chosen.cache if chosen.cache or config.budget.memory_only else (),
+            cache=chosen.cache if chosen.cache or memory else (),
         )
         lists = _shown_in(config.data.window, sketch, lists, given=bool(chosen.cache))
         return cls(config, sketch, lists, variant, loss)
@@ -129,123 +127,165 @@ class Setup:
         )
 
     @cached_property
+    def site_lists(self) -> dict[str, tuple[LayerSpec, ...]]:
+        """Options by site name, every site of a group with the group's list."""
+        return {
+            site: self.lists[group[0]]
+            for group in self.sketch.groups
+            if group[0] in self.lists
+            for site in group
+        }
+
+    @cached_property
     def droppable(self) -> tuple[str, ...]:
         """Names of the sub-blocks that may be bypassed, in model order."""
         return tuple(site.name for site in self.sketch.subblocks() if site.name in self.lists)
 
     @cached_property
-    def dense_plan(self) -> Plan:
-        """The plan that changes nothing."""
-        return Plan({site.name: DENSE for site in self.sketch.sites}, variant=self.variant)
+    def workload(self) -> Workload:
+        """What times, operations and memory are of."""
+        budget = self.config.budget
+        return Workload(budget.context, budget.batch, budget.device)
 
     @cached_property
-    def memory_overhead(self) -> int:
-        """Peak memory beyond the weight file and the cache, bytes; the same for every plan."""
-        budget, plan = self.config.budget, self.dense_plan
-        peak = peak_memory_bytes(self.sketch, plan, context=budget.context, batch=budget.batch)
-        return peak - weight_bytes(self.sketch, plan) - self._caches(plan)
+    def counted(self) -> tuple[str, ...]:
+        """Names of the costs that every trial records: bytes, what is limited, what is minimised.
 
-    def _caches(self, plan: Plan) -> int:
-        """Return the bytes of a plan's keys and values at the budget's context and batch."""
-        budget = self.config.budget
-        return plan_cache_bytes(self.sketch, plan, context=budget.context, batch=budget.batch)
+        The first is what the knapsack's budget is of: the minimised cost where it is limited or
+        nothing is, else the first of those that are limited.
+        """
+        wanted, limits = self.config.objective.cost, self.config.budget.limits
+        first = wanted if wanted in limits or not limits else next(iter(limits))
+        return tuple(dict.fromkeys((first, *limits, wanted, WEIGHT_BYTES)))
 
-    def costs(self, plan: Plan) -> dict[str, int]:
-        """Return the exact costs of a plan in bytes, by name."""
-        budget = self.config.budget
-        found = {"weight_bytes": weight_bytes(self.sketch, plan)}
-        if budget.max_memory is not None:
-            found["peak_memory_bytes"] = peak_memory_bytes(
-                self.sketch, plan, context=budget.context, batch=budget.batch
-            )
-        return found
+    @property
+    def resource(self) -> str:
+        """Name of the cost that the knapsack's budget is of."""
+        return self.counted[0]
 
     @cached_property
-    def limits(self) -> dict[str, int]:
-        """Upper limits by cost name."""
-        budget = self.config.budget
+    def cost_models(self) -> dict[str, CostModel]:
+        """The counted costs by name.
+
+        Raises:
+            ConfigError: If the device of a time is unknown.
+        """
+        return {name: COSTS[name](self.sketch, self.workload) for name in self.counted}
+
+    def costs(self, plan: Plan) -> dict[str, float]:
+        """Return the counted costs of a plan by name, each in the unit of its name."""
         found = {}
-        if budget.max_bytes is not None:
-            found["weight_bytes"] = budget.max_bytes
-        if budget.max_memory is not None:
-            found["peak_memory_bytes"] = budget.max_memory
+        for name, model in self.cost_models.items():
+            found[name] = model.predict(plan) * model.tick
         return found
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Upper limits by cost name, each in the unit of its name."""
+        return self.config.budget.limits
 
     def violation(self, plan: Plan) -> dict[str, float]:
         """Return cost minus limit by name; positive breaks the budget."""
-        costs = self.costs(plan)
-        return {name: float(costs[name] - limit) for name, limit in self.limits.items()}
+        found = {}
+        for name in self.limits:
+            model = self.cost_models[name]
+            found[name] = float((model.predict(plan) - self._table(name).bound) * model.tick)
+        return found
 
-    @cached_property
-    def largest_bytes(self) -> int:
-        """Bytes of the largest plan of the space."""
-        problem = self.problem(None)
-        return problem.fixed_cost + sum(int(group.cost.max()) for group in problem.groups)
+    def within(self, plan: Plan) -> bool:
+        """Return whether a plan holds every limit."""
+        return all(value <= 0 for value in self.violation(plan).values())
 
-    @cached_property
-    def smallest_bytes(self) -> int:
-        """Bytes of the smallest plan of the space."""
-        return int(smallest(self.problem(None)).cost)
-
-    @cached_property
+    @property
     def budget(self) -> int:
-        """The knapsack's budget in bytes of weights.
-
-        Peak memory is weights plus the cache and the activations at a context. As the only limit
-        it becomes a budget of weights and caches together. Beside ``max_bytes`` it becomes a
-        weight budget with every cache at full precision, and the smaller of the two applies.
-        Every plan is checked against the exact limits as well.
-        """
-        budget = self.config.budget
-        limits = [self.largest_bytes]
-        if budget.max_bytes is not None:
-            limits.append(budget.max_bytes)
-        if budget.max_memory is not None:
-            cache = 0 if budget.memory_only else self._caches(self.dense_plan)
-            limits.append(budget.max_memory - self.memory_overhead - cache)
-        return min(limits)
+        """The knapsack's budget: the limit on :attr:`resource`, or what the largest plan takes."""
+        return self._table(self.resource).bound
 
     def spent(self, plan: Plan) -> int:
-        """Return what a plan takes of :attr:`budget`, bytes."""
-        cache = self._caches(plan) if self.config.budget.memory_only else 0
-        return weight_bytes(self.sketch, plan) + cache
+        """Return what a plan takes of :attr:`budget`."""
+        return self.cost_models[self.resource].predict(plan)
 
-    def _cost(self, site: str, spec: LayerSpec) -> int:
-        """Return an upper bound of what an option of one site takes of :attr:`budget`, bytes."""
-        budget = self.config.budget
-        if self.sketch[site].kind != "cache":
-            return site_bytes(self.sketch, site, spec)
-        if not budget.memory_only:
-            return 0
-        return cache_bytes(self.sketch, site, spec, context=budget.context, batch=budget.batch)
+    def reach(self, name: str) -> tuple[float, float]:
+        """Return the smallest and the largest value of a cost over the plans of the space."""
+        tick, table = self.cost_models[name].tick, self._table(name)
+        low = smallest(self.problem(None, (name,))).cost
+        return low * tick, (table.fixed_cost + int(table.cost.max(axis=1).sum())) * tick
 
-    def problem(self, scores: ScoreTable | None) -> Problem:
-        """Return the knapsack; without scores every option costs the same KL, nothing."""
-        index = {name: row for row, name in enumerate(self.weight_groups)}
+    def _table(self, name: str) -> Limit:
+        """Return what every decision takes of a cost, and its limit or what the most takes."""
+        if name not in self._tables:
+            self._tables[name] = self._priced(name)
+        return self._tables[name]
+
+    @cached_property
+    def _tables(self) -> dict[str, Limit]:
+        return {}
+
+    def _priced(self, name: str) -> Limit:
+        model, sites = self.cost_models[name], {group[0]: group for group in self.sketch.groups}
+        cost = np.zeros((len(self.weight_groups), self._most_options), np.int64)
+        for row, group in enumerate(self.weight_groups):
+            for option, spec in enumerate(self.lists[group]):
+                cost[row, option] = sum(model.site(site, spec) for site in sites[group])
+        dropped, fixed = [], model.fixed()
+        for subblock in self.sketch.subblocks():
+            undecided = [site for site in subblock.members if site not in self._rows]
+            inside = sum(model.site(site, DENSE) for site in (subblock.name, *undecided))
+            fixed += inside
+            if subblock.name in self.lists:
+                dropped.append(-inside)
+        limit = self.limits.get(name)
+        if limit is None:
+            bound = fixed + int(cost.max(axis=1).sum())
+        else:
+            bound = math.floor(limit / model.tick + ROUNDING)
+        return Limit(name, cost, np.array(dropped, dtype=np.int64), fixed, bound)
+
+    @property
+    def _most_options(self) -> int:
+        return max(len(self.lists[name]) for name in self.weight_groups)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """Row of the group of every site that has one."""
+        row_of = {name: row for row, name in enumerate(self.weight_groups)}
+        groups = (group for group in self.sketch.groups if group[0] in row_of)
+        return {site: row_of[group[0]] for group in groups for site in group}
+
+    def problem(self, scores: ScoreTable | None, costs: Sequence[str] = ()) -> Problem:
+        """Return the knapsack; without scores every option costs the same KL, nothing.
+
+        Args:
+            scores: Predicted KL of the options.
+            costs: Counted costs: what the budget is of, then what is limited beside it; when none
+                is given, :attr:`resource` and all limits.
+        """
+        first, *others = costs or dict.fromkeys((self.resource, *self.limits))
+        table = self._table(first)
         sites = {group[0]: group for group in self.sketch.groups}
         groups = []
-        for name in self.weight_groups:
-            cost = [
-                sum(self._cost(site, spec) for site in sites[name]) for spec in self.lists[name]
-            ]
-            score = np.zeros(len(cost))
+        for row, name in enumerate(self.weight_groups):
+            score = np.zeros(len(self.lists[name]))
             if scores is not None:
                 score += [
                     sum(scores.options[site][spec.token()] for site in sites[name])
                     for spec in self.lists[name]
                 ]
-            groups.append(Group(name, np.asarray(cost, dtype=np.int64), score))
-        bypasses, fixed = [], fixed_bytes(self.sketch)
-        for subblock in self.sketch.subblocks():
-            name = subblock.name
-            undecided = [site for site in subblock.members if site not in index]
-            inside = sum(self._cost(site, DENSE) for site in (name, *undecided))
-            fixed += inside
-            if name in self.lists:
-                members = tuple(index[site] for site in subblock.members if site in index)
-                lost = 0.0 if scores is None else scores.drop[name]
-                bypasses.append(Bypass(name, members, -inside, lost))
-        return Problem(tuple(groups), tuple(bypasses), fixed, self.loss)
+            groups.append(Group(name, table.cost[row, : len(score)], score))
+        bypasses = []
+        for place, name in enumerate(self.droppable):
+            rows = (self._rows[m] for m in self.sketch[name].members if m in self._rows)
+            lost = 0.0 if scores is None else scores.drop[name]
+            saved = int(table.bypass_cost[place])
+            bypasses.append(Bypass(name, tuple(dict.fromkeys(rows)), saved, lost))
+        return Problem(
+            tuple(groups),
+            tuple(bypasses),
+            table.fixed_cost,
+            self.loss,
+            first,
+            tuple(self._table(name) for name in others),
+        )
 
     def plan_of(self, solution: Solution) -> Plan:
         """Return the plan of a knapsack solution."""
@@ -266,24 +306,32 @@ class Setup:
             self.check_reach()
 
     def check_reach(self) -> None:
-        """Refuse a budget below the smallest reachable size of this variant.
+        """Refuse limits below the smallest reachable costs of this variant, alone or together.
 
         Raises:
-            InfeasibleError: The message names that size.
+            InfeasibleError: The message names the limit and the smallest value that it could have.
         """
-        plan = self.plan_of(smallest(self.problem(None)))
-        costs = self.costs(plan)
-        for name, limit in self.limits.items():
-            # The knapsack's bound lies a few bytes above the exact cost.
-            needed = max(costs[name], limit + self.smallest_bytes - self.budget)
-            if needed > limit:
-                option = "--max-bytes" if name == "weight_bytes" else "--max-memory"
-                raise InfeasibleError(
-                    f"{option} {format_bytes(limit)} cannot be reached: the smallest plan of the "
-                    f"space {self.config.space.name!r} for {self.name} needs "
-                    f"{format_bytes(needed)} ({needed} bytes). Raise the budget or add smaller "
-                    "options to the space."
-                )
+        names = tuple(self.limits)
+        for name in names:
+            self._refuse(name, ())
+        for count in range(1, len(names)):
+            self._refuse(names[count], names[:count])
+
+    def _refuse(self, name: str, others: tuple[str, ...]) -> None:
+        """Refuse a limit that no plan holds within some others, which can be held together."""
+        needed = smallest(self.problem(None, (name, *others)), "milp").cost
+        if needed > self._table(name).bound:
+            model = self.cost_models[name]
+            value, modelled = needed * model.tick, ", modelled" * (model.source == "modelled")
+            kept = [f"{option_of(o)} {format_cost(o, self.limits[o])}" for o in others]
+            unit = name.rpartition("_")[2]
+            within = f" within {' and '.join(kept)}" if kept else ""
+            raise InfeasibleError(
+                f"{option_of(name)} {format_cost(name, self.limits[name])} cannot be "
+                f"reached{within}: the smallest plan of the space {self.config.space.name!r} for "
+                f"{self.name} needs {format_cost(name, value)} ({value:.15g} {unit}{modelled}). "
+                "Raise the limit or add smaller options to the space."
+            )
 
 
 def _shown_in(

@@ -1,29 +1,39 @@
 """Where a study lives: a journal file that survives kills, or any storage that Optuna knows."""
 
+import contextlib
 import json
 import logging
 import os
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import (
     JournalFileBackend,
     JournalFileSymlinkLock,
     JournalRedisBackend,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from autocomp.core.errors import ConfigError, StoreError
+from autocomp.search.patience import PatientStorage
 
 JOURNAL_NAME = "journal.log"
 STALE_LOCK_SECONDS = 1.0
 SQLITE_WAIT_SECONDS = 60
 CREATION_ATTEMPTS = 4
 CREATION_PAUSE_SECONDS = 0.25
+REDIS_BATCH = 500
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +143,46 @@ def _end_of_lines(content: bytes) -> int:
     return content.rfind(b"\n") + 1
 
 
+class RedisJournal(JournalRedisBackend):  # type: ignore[misc, unused-ignore]
+    """Optuna's journal in Redis, read in batches, and without its snapshots, which are pickled.
+
+    Redis forgets what it had not written to its disk when it is killed. A journal that has become
+    shorter is refused, for the numbers of new records would then stand for two. The records are
+    Optuna's, and plain Optuna reads them.
+
+    Args:
+        url: URL of the server.
+    """
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Yield the records from a number on.
+
+        Raises:
+            StoreError: If records that were read before are gone.
+        """
+        last = int(self._redis.get(f"{self._prefix}:log_number") or -1)
+        if last < log_number_from - 1:
+            raise StoreError(
+                f"Redis has lost {log_number_from - 1 - last} records of the study, as it does "
+                "when it restarts without a log on its disk. Start it with --appendonly yes, and "
+                "run the same command again: it goes on from what is left."
+            )
+        for start in range(log_number_from, last + 1, REDIS_BATCH):
+            numbers = range(start, min(start + REDIS_BATCH, last + 1))
+            found: Any = self._redis.mget([self._key_log_id(number) for number in numbers])
+            yield from map(json.loads, found)
+
+    def save_snapshot(self, snapshot: bytes) -> None:
+        """Keep none."""
+
+    def load_snapshot(self) -> None:
+        """Return none."""
+
+
 def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
     """Open or create the storage of a study.
+
+    A server that goes away later is waited for; see :mod:`autocomp.search.patience`.
 
     Args:
         storage: ``sqlite:///file``, ``postgresql://…``, ``redis://…``, the path of a journal
@@ -152,12 +200,13 @@ def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFile(path))
         if storage.startswith("redis"):
-            return JournalStorage(JournalRedisBackend(storage))
-        return _relational(storage)
+            return _redis(storage, place)
+        return _relational(storage, place)
     except (ImportError, ValueError, ArgumentError) as error:
         raise ConfigError(
             f"cannot open the study storage {place!r}: {error}. Give a path, "
-            "sqlite:///file, postgresql://… or redis://…, and install the driver it needs."
+            "sqlite:///file, postgresql://… or redis://…, whose drivers come with "
+            "pip install 'autocomp[storage]'."
         ) from error
     except (OSError, SQLAlchemyError, StorageInternalError) as error:
         raise StoreError(
@@ -166,15 +215,46 @@ def open_storage(storage: str | None, study_dir: Path) -> BaseStorage:
         ) from error
 
 
-def _relational(url: str) -> BaseStorage:
+def _redis(url: str, place: str) -> BaseStorage:
+    """Open a journal in Redis."""
+    from redis import exceptions
+
+    journal = RedisJournal(url)
+    try:
+        opened = JournalStorage(journal)
+        with contextlib.suppress(exceptions.ResponseError):  # a server that hides its settings
+            if journal._redis.config_get("appendonly")["appendonly"] != "yes":
+                logger.warning(
+                    "the Redis server of the study keeps no log on its disk: the study is lost "
+                    "when it dies. Start it with --appendonly yes."
+                )
+    except exceptions.RedisError as error:
+        raise OSError(str(error)) from error
+    away = (exceptions.ConnectionError, exceptions.TimeoutError)
+    broken = (exceptions.RedisError,)
+    return PatientStorage(opened, place, broken, away)  # type: ignore[abstract]
+
+
+def _relational(url: str, place: str) -> BaseStorage:
     """Open a database, again when another process was creating its tables at the same time."""
-    wait = {"timeout": SQLITE_WAIT_SECONDS} if url.startswith("sqlite") else {}
-    for _ in range(CREATION_ATTEMPTS - 1):
+    local = url.startswith("sqlite")
+    options = {
+        "connect_args": {"timeout": SQLITE_WAIT_SECONDS} if local else {},
+        "pool_pre_ping": not local,
+    }
+    if url.startswith("postgresql://"):  # which driver that means depends on SQLAlchemy's version
+        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    for attempt in range(1, CREATION_ATTEMPTS + 1):
         try:
-            return RDBStorage(url, engine_kwargs={"connect_args": wait})
+            opened = RDBStorage(url, engine_kwargs=options)
+            break
         except DBAPIError:
+            if attempt == CREATION_ATTEMPTS:
+                raise
             time.sleep(CREATION_PAUSE_SECONDS)
-    return RDBStorage(url, engine_kwargs={"connect_args": wait})
+    away = () if local else (OperationalError, InterfaceError)  # SQLite itself waits for a lock
+    broken = (SQLAlchemyError, StorageInternalError)
+    return PatientStorage(get_storage(opened), place, broken, away)  # type: ignore[abstract]
 
 
 def existing_storage(source: str | Path) -> tuple[BaseStorage, Path | None]:

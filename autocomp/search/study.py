@@ -3,15 +3,17 @@
 One file of ours decides how trials are told, so that ``study.best_trials`` of plain Optuna is our
 front:
 
-* measured to the top rung: ``COMPLETE`` with (loss, bytes) and the constraint ``fidelity`` at 0;
-  the loss is the metric of the study's objective, such as KL in nats;
+* measured to the top rung: ``COMPLETE`` with (loss, cost) and the constraint ``fidelity`` at 0;
+  the loss is the metric of the study's objective, such as KL in nats, the cost that of a plan,
+  such as bytes;
 * infeasible, or stopped at a rung: ``PRUNED`` without values, ``fidelity`` at 1, the loss as
   attribute;
 * not finite, or crashed: ``FAIL`` with the reason.
 
 A trial is created in one write, ``RUNNING``, with a lease. Several processes may write to one
 storage: the lowest trial number owns a logical index, and the first trial of a plan owns the
-plan; the others are told ``FAIL`` before they are evaluated.
+plan; the others are told ``FAIL`` before they are evaluated. Where a server stored a trial but its
+answer was lost, the storage writes it again: copies are told ``FAIL``, and the first one goes on.
 
 Reference: Akiba et al. 2019, Optuna, https://arxiv.org/abs/1907.10902
 """
@@ -28,6 +30,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autocomp.core.cost import WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.metric import KL
 from autocomp.search.facts import StudyFacts
@@ -75,6 +78,7 @@ class Study(StudyFacts):
         *,
         fingerprint: Mapping[str, Any],
         metric: str = KL,
+        cost: str = WEIGHT_BYTES,
         name: str = DEFAULT_NAME,
         lease_seconds: float = LEASE_SECONDS,
     ) -> "Study":
@@ -84,7 +88,8 @@ class Study(StudyFacts):
             storage: See :func:`autocomp.search.storage.open_storage`.
             study_dir: Study directory; the journal's home when ``storage`` is ``None``.
             fingerprint: Everything that decides what a value means (model, text, space, seed, …).
-            metric: Name of what is minimised beside the bytes.
+            metric: Name of the loss that is minimised.
+            cost: Name of the cost that is minimised beside it.
             name: Name of the study within the storage.
             lease_seconds: How long a process may stay silent before its trial is taken over.
 
@@ -104,7 +109,7 @@ class Study(StudyFacts):
         if stored is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names([metric, "weight_bytes"])
+                study.set_metric_names([metric, cost])
             study.set_user_attr("study_dir", str(study_dir.resolve()))
             study.set_user_attr("fingerprint", wanted)
         elif difference := _differences(stored, wanted):
@@ -158,9 +163,12 @@ class Study(StudyFacts):
             user_attrs=new.attributes() | {"lease": lease.to_json()},
             constraints=dict(new.constraints),
         )
-        created = self._storage.create_new_trial(self._id, template_trial=trial)
-        number: int = self._storage.get_trial_number_from_id(created)
-        return None if self._refuse_repeat(number) else number
+        self._storage.create_new_trial(self._id, template_trial=trial)
+        stored = [t for t in self._trials() if t.user_attrs["lease"] == lease.to_json()]
+        first, *copies = sorted(trial.number for trial in stored)
+        for copy in copies:
+            self.tell_failed(copy, f"a copy of trial {first}")
+        return None if self._refuse_repeat(first) else first
 
     def renew_lease(self, number: int) -> bool:
         """Take or prolong the lease of a running trial; false when it is finished already."""
@@ -179,7 +187,7 @@ class Study(StudyFacts):
             and Lease.from_json(trial.user_attrs.get("lease")).abandoned
             and not self._refuse_repeat(trial.number)
         ]
-        found = [to_record(trial, self.metric) for trial in abandoned]
+        found = [self._record(trial) for trial in abandoned]
         return sorted(found, key=lambda record: record.logical)
 
     def tell_measured(self, number: int, result: Measured) -> bool:
@@ -190,8 +198,7 @@ class Study(StudyFacts):
         """
         if not math.isfinite(result.loss):
             return self.tell_failed(number, f"{self.metric} is {result.loss}")
-        size = self._trial(number).user_attrs["weight_bytes"]
-        values = [result.loss, float(size)]
+        values = [result.loss, float(self._record(self._trial(number)).cost)]
         return self._tell(number, TrialState.COMPLETE, result.attributes(self.metric), values)
 
     def tell_stopped(self, number: int, result: Measured, reason: str) -> bool:
@@ -214,22 +221,31 @@ class Study(StudyFacts):
         finished = sorted(self.finished(), key=quality, reverse=True)
         best = {record.number: record for record in finished}
         owners = _owners(self._trials())
-        return [
-            to_record(owners[i], self.metric, best.get(owners[i].number)) for i in sorted(owners)
-        ]
+        return [self._record(owners[i], best.get(owners[i].number)) for i in sorted(owners)]
 
     def best_finished(self) -> FinishedRecord | None:
         """Return the finished trial within the limits that has the lowest held-out loss."""
         finished = [r.finished for r in self.records() if r.finished and r.within_limits]
         return min(finished, key=quality, default=None)
 
-    def front(self) -> Front:
-        """Return the front of what the search measured; the same trials as ``best_trials``."""
+    def front(self, *costs: str) -> Front:
+        """Return the front of what the search measured; the same trials as ``best_trials``.
+
+        Args:
+            costs: Costs beside the loss; the one that the study minimises when none is given.
+
+        Raises:
+            ConfigError: If the study did not record a cost.
+        """
+        names = costs or (self.cost,)
         return Front.from_points(
-            FrontPoint(record.number, record.loss, record.weight_bytes)
-            for record in self.records()
-            if record.feasible and record.loss is not None
+            FrontPoint(r.number, (r.loss, *(r.cost_of(name) for name in names)))
+            for r in self.records()
+            if r.feasible and r.loss is not None
         )
+
+    def _record(self, trial: FrozenTrial, finished: FinishedRecord | None = None) -> TrialRecord:
+        return to_record(trial, self.metric, finished, self.cost)
 
     def _trials(self) -> list[FrozenTrial]:
         """Return the trials that autocomp made, by number."""

@@ -6,12 +6,9 @@ statistics, scores and store entries of its own; what its plans are measured aga
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,24 +23,23 @@ from autocomp.core.variant import BASE
 from autocomp.data import Corpus, Windows
 from autocomp.evaluate.divergence import DivergenceMeter
 from autocomp.evaluate.ladder import Ladder
-from autocomp.evaluate.record import Measurement
 from autocomp.layers.store import content_digest
 from autocomp.models.structure import build_sketch
-from autocomp.models.surgeon import (
-    MlpShape,
-    cut,
-    mlp_shapes,
-    shapes_from_json,
-    shapes_to_json,
-)
+from autocomp.models.surgeon import MlpShape, cut, mlp_shapes
 from autocomp.search.clock import Clock
-from autocomp.search.context import Schedule, SearchContext
-from autocomp.search.correction import SPREAD, UNKNOWN_UNIT, option_class
+from autocomp.search.context import SearchContext
 from autocomp.search.edits import edit_tensors, prepared_edit
 from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.objectives import Objective, objective_of
-from autocomp.search.scoring import ScoreTable, score_options
-from autocomp.search.setup import Setup, family
+from autocomp.search.scoring import score_options
+from autocomp.search.setup import Setup
+from autocomp.search.stored import (
+    Prepared,
+    scores_path,
+    search_context,
+    stored_setup,
+    write_json,
+)
 from autocomp.search.study import Study
 from autocomp.search.workbench import Workbench
 
@@ -129,124 +125,6 @@ class VariantBench(Workbench):
 def dense_plan(bench: Workbench) -> Plan:
     """Return the plan that changes nothing of a workbench's variant."""
     return Plan({site.name: DENSE for site in bench.sketch.sites}, variant=bench.variant)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a study keeps of a variant.
-
-    Args:
-        shapes: Shape of every MLP by name.
-        edit_digest: Identifies the kept channels and the biases.
-        measurement: Of the uncompressed variant, on what the search reads.
-    """
-
-    shapes: Mapping[str, MlpShape]
-    edit_digest: str
-    measurement: Measurement
-
-    def loss(self, metric: str) -> float:
-        """Return a metric of the uncompressed variant."""
-        return self.measurement.metrics[metric].value
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
-            "shapes": shapes_to_json(self.shapes),
-            "edit_digest": self.edit_digest,
-            "measurement": self.measurement.to_json(),
-        }
-
-    @classmethod
-    def of(cls, study: Study, token: str) -> "Prepared | None":
-        """Return what a study holds of a variant; ``None`` before it was prepared."""
-        data = study.get_variant(token)
-        if data is None:
-            return None
-        return cls(
-            shapes_from_json(data["shapes"]),
-            data["edit_digest"],
-            Measurement.from_json(data["measurement"]),
-        )
-
-
-def stored_setup(config: StudyConfig, study: Study, variant: str) -> Setup:
-    """Return the setup of a variant as a study holds it; no weights are read.
-
-    Raises:
-        ConfigError: If the study has not prepared it.
-    """
-    if variant == BASE:
-        setup = Setup.of(config, loss=study.base_loss or 0.0)
-    else:
-        known = Prepared.of(study, variant)
-        if known is None:
-            raise ConfigError(f"the study has not prepared the variant {variant!r} yet.")
-        setup = Setup.of(config, variant, known.shapes, known.loss(study.metric))
-    lists = study.get_lists(variant)  # a space's defaults may change between versions
-    return setup.with_lists(lists) if lists else setup
-
-
-def search_context(setup: Setup, scores: ScoreTable) -> SearchContext:
-    """Return what proposals for one variant are made from."""
-    sketch, effort = setup.sketch, setup.config.search
-    classes = {
-        name: tuple(option_class(spec, sketch[name].kind) for spec in setup.lists[name])
-        for name in setup.weight_groups
-    }
-    return SearchContext(
-        space=setup.space,
-        problem=setup.problem(scores),
-        classes=classes,
-        roles={name: sketch[name].role for name in (*setup.weight_groups, *setup.droppable)},
-        budget_bytes=setup.budget,
-        exact_bytes=setup.spent,
-        family_of=family,
-        schedule=Schedule(
-            uniforms=effort.baselines,
-            ladder=effort.ladder,
-            lowest=effort.lowest_share,
-            at_budget=effort.at_budget,
-        ),
-        variant=(BASE, *setup.config.space.variants).index(setup.variant),
-        common=SPREAD["common"] if setup.config.objective.metric == KL else UNKNOWN_UNIT,
-    )
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write JSON in one step."""
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True), encoding="utf-8")
-    partial.replace(path)
-
-
-def scores_path(study_dir: Path, variant: str) -> Path:
-    """Return where a study directory keeps a variant's scores."""
-    return study_dir / ("scores.json" if variant == BASE else f"scores-{variant}.json")
-
-
-def read_scores(study_dir: Path, variant: str) -> ScoreTable:
-    """Return the scores of a variant that a study directory holds.
-
-    Raises:
-        ConfigError: If they cannot be read.
-    """
-    path = scores_path(study_dir, variant)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return ScoreTable(data["options"], data["drop"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"the scores of the study are missing or damaged ({path.name}: {error}). Run the "
-            "search again on this directory; it resumes."
-        ) from error
-
-
-def first_context(config: StudyConfig, study: Study, study_dir: Path) -> SearchContext:
-    """Return the context of the first variant that a study searches; no weights are read."""
-    names = (BASE, *config.space.variants)
-    first = next((name for name in names if scores_path(study_dir, name).exists()), BASE)
-    return search_context(stored_setup(config, study, first), read_scores(study_dir, first))
 
 
 class Variants:
@@ -349,7 +227,8 @@ class Variants:
             outcome = evaluate_plan(self.objective, self.base, dense_plan(self.base))
         self.progress.log(f"{self.objective.name} {outcome.loss:.4f} before compression")
         self.study.set_base(outcome.measurement)
-        self.study.set_tokens("reference", BASE, outcome.tokens)
+        read = outcome.tokens + self.objective.reference_tokens
+        self.study.set_tokens("reference", BASE, read)
         self._setups.pop(BASE, None)  # it was made without this loss
 
     def contexts(self) -> list[SearchContext]:
@@ -369,10 +248,19 @@ class Variants:
                 refused = error
                 continue
             bench = self.bench(variant)
-            scores = score_options(bench, setup.lists, self.progress, self.clock)
+            scores = score_options(
+                bench,
+                setup.site_lists,
+                self.progress,
+                self.clock,
+                self.config.search.score,
+                self.objective,
+            )
             self.study.set_tokens("calibration", variant, bench.calibration.tokens)
-            write_json(scores_path(self.study.study_dir, variant), asdict(scores))
-            found.append(search_context(setup, scores))
+            if scores.tokens:
+                self.study.set_tokens("scoring", variant, scores.tokens)
+            write_json(scores_path(self.study.study_dir, variant), scores.to_json())
+            found.append(search_context(setup, scores, self.study.profiles))
         if not found and refused is not None:
             raise refused
         return found

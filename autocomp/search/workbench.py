@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from autocomp.calibrate.collect import Collect
 from autocomp.calibrate.statistics import block_sites, input_statistics
 from autocomp.calibrate.stream import CalibrationStream, EndStatistics
 from autocomp.calibrate.walker import BlockWalker
@@ -105,11 +106,15 @@ class Workbench:
         """The study's text, in three parts."""
         return load_corpus(self.config.data.corpus)
 
-    def windows(self, split: Split, tokens: int) -> Windows:
-        """Return fixed windows of one part of the text."""
-        length = self.config.data.window
+    def windows(self, split: Split, tokens: int, *, fewer: bool = False) -> Windows:
+        """Return fixed windows of one part of the text; ``fewer`` where it is too short."""
         return windows(
-            self.corpus, split, self.loaded.tokenizer, tokens=tokens, length=length, seed=0
+            self.corpus,
+            split,
+            self.loaded.tokenizer,
+            tokens=tokens,
+            length=self.config.data.window,
+            fewer=fewer,
         )
 
     @cached_property
@@ -202,11 +207,14 @@ class Workbench:
         """Identifies the statistics of embedding and head, which depend on the drawn labels."""
         return f"{self.stats_digest}-{self.config.seed}"
 
-    def stream(self, options: Options | None = None) -> CalibrationStream:
+    def stream(
+        self, options: Options | None = None, collect: Collect | None = None
+    ) -> CalibrationStream:
         """Return the streamed calibration pass of the dense base.
 
         Args:
             options: Options by site; those of caches are scored in the pass.
+            collect: What is kept for a score.
         """
         self.candidate.restore()
         caches = {
@@ -215,7 +223,13 @@ class Workbench:
             if self.sketch[name].kind == "cache"
         }
         return CalibrationStream(
-            self.walker(), self.sketch, self.seeds, self.stats_digest, SAMPLE_TOKENS, caches
+            self.walker(),
+            self.sketch,
+            self.seeds,
+            self.stats_digest,
+            SAMPLE_TOKENS,
+            caches,
+            collect,
         )
 
     def end_statistics(self, stream: CalibrationStream | None = None) -> EndStatistics:
@@ -317,26 +331,24 @@ class Workbench:
         if kind != "linear":
             tied = all(other.kind != "head" for other in self.sketch.sites)
             return self.end_statistics().stats(kind, tied=tied, digest=self.end_digest)
-        if self._block_stats[0] != block:
-            logger.info("recomputing calibration statistics of block %d for %s", block, site)
-            state = self.candidate.plan
-            self.candidate.restore()
-            walker = self.walker()
-            for index, batches in walker.walk():
-                if index == block:
-                    sites = block_sites(self.sketch, block)
-                    found = input_statistics(
-                        walker,
-                        batches,
-                        sites,
-                        digest=self.stats_digest,
-                        sample_tokens=SAMPLE_TOKENS,
-                    )
-                    self._block_stats = (block, found)
-                    break
-            if state is not None:
-                self.candidate.apply(state, self.operands)
-        return self._block_stats[1][site]
+        if self._block_stats[0] == block:
+            return self._block_stats[1][site]
+        logger.info("recomputing calibration statistics of block %d for %s", block, site)
+        state = self.candidate.plan
+        self.candidate.restore()
+        walker = self.walker()
+        inputs = next(batches for index, batches in walker.walk() if index == block)
+        found = input_statistics(
+            walker,
+            inputs,
+            block_sites(self.sketch, block),
+            digest=self.stats_digest,
+            sample_tokens=SAMPLE_TOKENS,
+        )
+        self._block_stats = (block, found)
+        if state is not None:  # which may recompute those of other blocks
+            self.candidate.apply(state, self.operands)
+        return found[site]
 
     def operands(self, site: str, spec: LayerSpec) -> Operands:
         """Return what a site computes with, decoded to the compute dtype, (out, in), cached."""

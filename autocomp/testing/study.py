@@ -1,19 +1,25 @@
 """A search without a model, and what a study must hold whoever fills it and however it dies.
 
-:func:`run_fake` is an inline driver whose proposals and values are pure functions, so a test can
-kill it anywhere and start it again: ``python -m autocomp.testing.study DIR SEED TRIALS
-[STORAGE]``. The ``check_…`` functions raise ``AssertionError`` on a breach.
+:func:`run_fake` has a driver measure proposals whose values are made up. Both are pure functions,
+so a test can kill it anywhere and start it again. The ``check_…`` functions raise
+``AssertionError`` on a breach.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from autocomp.config import SearchConfig
 from autocomp.core.plan import Plan
-from autocomp.core.registry import SPACES, load_object
+from autocomp.core.progress import Progress, Silent
+from autocomp.core.registry import DRIVERS, SPACES, load_object
 from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Sketch
+from autocomp.search.clock import Clock
+from autocomp.search.drivers.job import Job, Report
+from autocomp.search.drivers.queue import TrialQueue
 from autocomp.search.records import Measured, NewTrial, TrialRecord
 from autocomp.search.study import Study
 from autocomp.testing.spaces import toy_sketch
@@ -89,7 +95,55 @@ def fake_proposal(space: Any, seed: int, index: int, told: Sequence[TrialRecord]
     )
 
 
-def run_fake(study: Study, seed: int, trials: int, pause: float = 0.0) -> None:
+class FakeSource:
+    """The fake search as a source of trials.
+
+    Args:
+        space: The space.
+        seed: Seed of the proposals.
+    """
+
+    def __init__(self, space: Any, seed: int) -> None:
+        self._space, self._seed = space, seed
+
+    def propose(self, index: int, told: Sequence[TrialRecord]) -> NewTrial:
+        """Return the proposal of a logical trial."""
+        return fake_proposal(self._space, self._seed, index, told)
+
+    def gate(self, trial: TrialRecord, before: Sequence[TrialRecord]) -> None:
+        """Return none."""
+
+    def out_of_time(self) -> bool:
+        """Return that there is time."""
+        return False
+
+
+class FakeEvaluator:
+    """Measures jobs without a model, in any process.
+
+    Args:
+        pause: Seconds that an evaluation takes.
+    """
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self._pause = pause
+        self._sketch = fake_space().sketch
+
+    def __call__(self, job: Job, alive: Callable[[], object]) -> Report:
+        """Return the made-up loss of a job."""
+        time.sleep(self._pause)
+        alive()
+        return Report(*fake_measure(self._sketch, job.plan))
+
+
+def run_fake(
+    study: Study,
+    seed: int,
+    trials: int,
+    pause: float = 0.0,
+    config: SearchConfig | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Fill a study up to a number of trials, the abandoned ones first.
 
     Args:
@@ -97,29 +151,14 @@ def run_fake(study: Study, seed: int, trials: int, pause: float = 0.0) -> None:
         seed: Seed of the proposals.
         trials: Total number of logical trials.
         pause: Seconds that an evaluation takes.
+        config: What names the driver and its workers; inline when not given.
+        progress: Listener.
     """
-    space = fake_space()
+    space, chosen = fake_space(), config or SearchConfig()
     study.set_lists(space.lists)
-    for record in study.orphans():
-        if study.renew_lease(record.number):
-            _evaluate(study, space.sketch, record.number, record.plan, pause)
-    while (index := study.next_logical()) < trials:
-        new = fake_proposal(space, seed, index, study.records())
-        number = study.add(new)
-        if number is not None:
-            _evaluate(study, space.sketch, number, new.plan, pause)
-
-
-def _evaluate(study: Study, sketch: Sketch, number: int, plan: Plan, pause: float) -> None:
-    """Measure a running trial and tell it."""
-    time.sleep(pause)
-    result, complete = fake_measure(sketch, plan)
-    if fake_bytes(sketch, plan) > LIMIT_BYTES:
-        study.tell_infeasible(number, "too large")
-    elif complete:
-        study.tell_measured(number, result)
-    else:
-        study.tell_stopped(number, result, "not promising")
+    queue = TrialQueue(study, FakeSource(space, seed), trials, progress or Silent(), Clock())
+    driver = DRIVERS[chosen.driver_name](chosen)
+    driver.run(queue, FakeEvaluator(pause), partial(FakeEvaluator, pause))
 
 
 def outcome(study: Study) -> list[tuple[Any, ...]]:

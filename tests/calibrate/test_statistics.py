@@ -15,7 +15,7 @@ from autocomp.data import windows as windows_of
 from autocomp.methods.compose import compress
 from autocomp.models import LoadedModel, load, structure
 from autocomp.models.tiny import FAMILIES, tiny
-from autocomp.search.scores import embedding_score, head_score
+from autocomp.search.scores.base import embedding_score, head_score
 
 
 @pytest.fixture(params=FAMILIES)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from autocomp.core.errors import InfeasibleError
+from autocomp.search.estimate import CostRange
 
 
 @dataclass
@@ -18,6 +19,12 @@ class FakeEstimate:
     minutes: dict = field(default_factory=lambda: {"score": 2.0, "total": 9.5})
     disk_bytes: int = 1_000_000
     ram_bytes: int = 2_000_000
+    costs: dict = field(
+        default_factory=lambda: {
+            "weight_bytes": CostRange(6e7, 2e8, 8e7, "exact"),
+            "decode_ms": CostRange(0.25, 1.5, 0.5, "modelled"),
+        }
+    )
 
 
 class FakeSetup:
@@ -38,7 +45,14 @@ def fakes(monkeypatch):
 def test_table(run):
     answer = run("check", "tiny", "--max-bytes", "80MB")
     assert answer.code == 0
-    for part in ("271", "10^248", "60.00 MB", "200.00 MB", "80.00 MB", "9.5 min"):
+    for part in ("271", "10^248", "60.0 MB to 200.0 MB", "80.0 MB", "9.5 min"):
+        assert part in answer.out
+
+
+def test_a_modelled_cost_says_so_and_of_what(run):
+    answer = run("check", "tiny", "--max-decode-ms", "0.5", "--cost-device", "a100")
+    assert answer.code == 0
+    for part in ("decode_ms, reachable (modelled, a100)", "0.25 ms to 1.5 ms", "0.5 ms"):
         assert part in answer.out
 
 
@@ -52,7 +66,7 @@ def test_json(run):
 def test_infeasible_budget_exits_with_3_and_still_shows_the_range(run):
     answer = run("check", "tiny", "--max-bytes", "10MB")
     assert answer.code == 3
-    assert "60.00 MB" in answer.out
+    assert "60.0 MB" in answer.out
     assert "60000000" in answer.err
 
 

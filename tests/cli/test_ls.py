@@ -5,7 +5,7 @@ import json
 import pytest
 
 from autocomp.cli.ls import KINDS
-from autocomp.core.registry import METHODS, SPACES
+from autocomp.core.registry import METHODS, SAMPLERS, SPACES
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,6 +28,13 @@ def test_methods_are_the_registry(run):
 def test_table(run):
     out = run("ls", "spaces").out
     assert all(name in out for name in SPACES)
+
+
+def test_samplers_are_the_registry_and_the_slow_one_says_so(run):
+    rows = {row["name"]: row["summary"] for row in json.loads(run("ls", "samplers", "--json").out)}
+    assert list(rows) == list(SAMPLERS)
+    assert "6 s" in rows["gp"]
+    assert "budget" in rows["random"]
 
 
 def test_unknown_kind_exits_with_2(run):

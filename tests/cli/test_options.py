@@ -28,10 +28,14 @@ def test_expanded_replaces_a_group_by_its_fields():
 
     run = expanded(command)
     assert list(inspect.signature(run).parameters) == [
-        "max_bytes", "max_memory", "context", "batch", "json", "quiet", "extra",
+        "max_bytes", "max_memory", "max_decode_ms", "max_flops", "context", "batch", "cost_device",
+        "json", "quiet", "extra",
     ]  # fmt: skip
     assert run.__doc__ == "Do it."
-    run(max_bytes="1MB", max_memory=None, context=None, batch=2, json=True, quiet=False, extra=4)
+    given = dict.fromkeys(inspect.signature(run).parameters) | {
+        "max_bytes": "1MB", "batch": 2, "json": True, "quiet": False, "extra": 4,
+    }  # fmt: skip
+    run(**given)
     assert seen["budget"] == Budget(max_bytes="1MB", batch=2)
     assert seen["output"] == Output(json=True)
     assert seen["extra"] == 4
@@ -40,12 +44,22 @@ def test_expanded_replaces_a_group_by_its_fields():
 def test_every_option_reaches_the_configuration():
     config = study_config(
         Source(model="m", seed=4, device="cpu", assign=["search.finalists=5"]),
-        Budget(max_bytes="80MiB", max_memory="1GB", context=8192, batch=2),
+        Budget(
+            max_bytes="80MiB",
+            max_memory="1GB",
+            max_decode_ms=1.5,
+            max_flops="250M",
+            context=8192,
+            batch=2,
+            cost_device="rtx4090",
+        ),
         Space(space="bits", target="native", data="ptb", calibration="selfgen-t1"),
         Length(trials=9, timeout="30m", finalists=2),
-        Goal(objective="task_error", tasks="arc_easy, piqa", data_dir="files"),
+        Goal(objective="task_error", cost="flops", tasks="arc_easy, piqa", data_dir="files"),
     )
-    assert config.objective.metric == "task_error"
+    assert (config.objective.metric, config.objective.cost) == ("task_error", "flops")
+    assert (config.budget.max_decode_ms, config.budget.max_flops) == (1.5, 250_000_000)
+    assert config.budget.device == "rtx4090"
     assert config.objective.tasks == ("arc_easy", "piqa")
     assert config.objective.data_dir == "files"
     assert (config.model, config.seed, config.device) == ("m", 4, "cpu")

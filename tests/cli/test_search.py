@@ -1,7 +1,8 @@
 """``autocomp search`` around a fake search."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -21,6 +22,7 @@ class FakeEstimate:
     space_size_log10: float = 2.0
     disk_bytes: int = 1_000_000
     ram_bytes: int = 1_000_000
+    costs: Mapping = field(default_factory=dict)
 
     @property
     def minutes(self):
@@ -79,7 +81,7 @@ def test_tables_and_the_line_to_export(run, calls, tmp_path):
     directory = tmp_path / "my study"
     answer = run("search", "tiny", "--max-bytes", "80MB", "--study-dir", directory)
     assert answer.code == 0
-    for part in ("Front", "Families at equal bytes", "Time and memory"):
+    for part in ("Front", "Families at equal cost", "Time and memory"):
         assert part in answer.out
     assert "0.60 × best uniform" in answer.out
     last = answer.out.strip().splitlines()[-1]

@@ -57,6 +57,16 @@ def test_short_text_is_refused_with_what_fits() -> None:
         windows(CORPUS, "calibration", byte_tokenizer(), tokens=2048, length=64)
 
 
+def test_short_text_gives_what_it_has_where_fewer_will_do() -> None:
+    few = {"length": 64, "fewer": True}
+    short = windows(CORPUS, "calibration", byte_tokenizer(), tokens=2048, **few)
+    assert short.input_ids.shape == (15, 64)
+    enough = windows(CORPUS, "calibration", byte_tokenizer(), tokens=128, **few)
+    assert enough.input_ids.shape == (2, 64)
+    with pytest.raises(ConfigError, match="holds 6 tokens"):
+        windows(CORPUS, "search", byte_tokenizer(), tokens=128, **few)
+
+
 @pytest.mark.parametrize(("tokens", "length"), [(10, 20), (10, 1), (0, 0)])
 def test_less_than_one_window_is_refused(tokens: int, length: int) -> None:
     with pytest.raises(ConfigError, match="at least one window"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocomp.core.errors import ConfigError
-from autocomp.evaluate.winner import decide, winners_curse
+from autocomp.evaluate.winner import decide, rank_correlation, winners_curse
 
 
 def test_optimism_of_equal_plans_is_found_to_within_the_bootstrap_bias():
@@ -122,3 +122,20 @@ def test_other_texts_are_refused(rows):
         winners_curse(rows)
     with pytest.raises(ConfigError, match="measure all on the"):
         decide(dict(enumerate(rows)), dict.fromkeys(range(len(rows)), 1))
+
+
+def test_rank_correlation_of_known_orders():
+    """Of 4 plans one neighbouring pair is swapped: τ = 1 − 2·1/6, ρ = 1 − 6·2/(4·15)."""
+    found = rank_correlation([1, 2, 3, 4], [10, 30, 20, 40])
+    assert found.kendall == pytest.approx(1 - 2 / 6)
+    assert found.spearman == pytest.approx(1 - 12 / 60)
+    assert found.pairs == 4
+    backwards = rank_correlation([1, 2, 3], [3, 2, 1])
+    assert (backwards.spearman, backwards.kendall) == pytest.approx((-1, -1))
+
+
+def test_rank_correlation_of_too_little():
+    assert rank_correlation([1, 2], [1, 2]) is None
+    assert rank_correlation([1, 2, 3], [5, 5, 5]) is None
+    with pytest.raises(ConfigError, match="3 searched and 2 finished"):
+        rank_correlation([1, 2, 3], [1, 2])

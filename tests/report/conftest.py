@@ -1,12 +1,13 @@
 """Records of an imaginary study."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from autocomp.evaluate.winner import WinnersCurse
+from autocomp.evaluate.winner import RankCorrelation, WinnersCurse
 from autocomp.report.conclusion import Conclusion
-from autocomp.report.front import FrontInfo, front_info
+from autocomp.report.front import CostAxis, FrontInfo, front_info
+from autocomp.search.hypervolume import HypervolumeCurve
 
 
 @dataclass
@@ -32,6 +33,11 @@ class FakeRecord:
     state: str = "COMPLETE"
     feasible: bool = True
     finished: FakeFinished | None = None
+    decode_ms: float | None = None
+
+    @property
+    def cost(self) -> float:
+        return self.weight_bytes if self.decode_ms is None else self.decode_ms
 
 
 def records() -> list[FakeRecord]:
@@ -54,15 +60,19 @@ CONCLUSION = Conclusion(
         {"trial": 3, "difference": 0.0, "low": 0.0, "high": 0.0, "tied": True},
         {"trial": 0, "difference": 0.22, "low": 0.2, "high": 0.24, "tied": False},
     ),
+    agreement=RankCorrelation(spearman=0.5, kendall=0.333, pairs=5),
     tokens={"calibration": 4096, "search": 123_456},
 )
 
 
-def build(items: list[FakeRecord], metric: str = "kl_nats") -> FrontInfo:
+def build(
+    items: list[FakeRecord], metric: str = "kl_nats", axis: CostAxis | None = None
+) -> FrontInfo:
     return front_info(
         items,
         [4, 2, 1, 3],
         metric=metric,
+        axis=axis or CostAxis(limit=80_000_000),
         conclusion=CONCLUSION,
         families=[
             {"family": "quantized", "measured": 2, "trial": 3, "weight_bytes": 80,
@@ -84,6 +94,15 @@ def info() -> FrontInfo:
 @pytest.fixture
 def by_error() -> FrontInfo:
     return build(records(), "task_error")
+
+
+@pytest.fixture
+def by_time() -> FrontInfo:
+    """Perplexity against modelled milliseconds, with the hypervolume of every trial."""
+    items = [replace(record, decode_ms=record.weight_bytes / 1000) for record in records()]
+    growth = HypervolumeCurve("perplexity", "decode_ms", (1.0, 0.1), (0, 1, 2), (0.0, 0.01, 0.02))
+    sources = {"weight_bytes": "exact", "decode_ms": "modelled"}
+    return build(items, "perplexity", CostAxis("decode_ms", 0.09, sources, growth))
 
 
 @pytest.fixture

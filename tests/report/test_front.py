@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from autocomp.report.front import front_info
-
 
 def test_points_are_the_feasible_trials_by_bytes(info):
     assert [p.trial for p in info.points] == [4, 2, 1, 3, 0]
@@ -28,28 +26,6 @@ def test_best_is_a_finished_one(info):
     assert info.best_uniform == 0
     assert info.point(info.best).heldout_loss == pytest.approx(0.33)
     assert info.point(None) is None
-
-
-def test_rank_correlation_needs_three_finished(info, empty):
-    assert info.rank_correlation == pytest.approx(1.0)
-    assert empty.rank_correlation is None
-
-
-def test_rank_correlation_sees_a_reversal():
-    class Done:
-        heldout_loss_se, perplexity, weight_bytes, recovery = 0.0, 1.0, 1, ""
-
-        def __init__(self, kl):
-            self.heldout_loss = self.heldout_kl_nats = kl
-
-    class Trial:
-        family, origin, weight_bytes, state, feasible = "quantized", "x", 1, "COMPLETE", True
-
-        def __init__(self, number, kl, heldout):
-            self.number, self.loss, self.finished = number, kl, Done(heldout)
-
-    found = front_info([Trial(0, 0.1, 3), Trial(1, 0.2, 2), Trial(2, 0.3, 1)], [])
-    assert found.rank_correlation == pytest.approx(-1.0)
 
 
 def test_empty_study(empty):
@@ -87,6 +63,11 @@ def test_json_says_how_far_to_believe_it(info):
     assert data["winners_curse"] == {"tied": 2, "compared": 5, "optimism": 0.0123}
     assert [row["trial"] for row in data["finalists"]] == [3, 0]
     assert data["tokens"]["search"] == 123_456
+    assert data["rank_correlation"] == {"spearman": 0.5, "kendall": 0.333, "pairs": 5}
+
+
+def test_json_has_no_rank_correlation_before_anything_was_finished(empty):
+    assert json.loads(empty.to_json_text())["rank_correlation"] is None
 
 
 def test_ratio_to_the_best_uniform_plan(info, empty):
@@ -103,3 +84,24 @@ def test_csv_has_one_row_a_point(info):
     assert len(rows) == len(info.points)
     assert set(rows[0]) == set(info.points[0].to_json("kl_nats"))
     assert rows[1]["heldout_kl_nats"] == ""
+
+
+def test_another_cost_orders_the_points_and_bears_its_name(by_time):
+    assert [p.trial for p in by_time.points] == [4, 2, 1, 3, 0]
+    data = json.loads(by_time.to_json_text())
+    assert (data["metric"], data["cost"]) == ("perplexity", "decode_ms")
+    assert data["cost_sources"]["decode_ms"] == "modelled"
+    best = next(row for row in data["front"] if row["trial"] == data["best"])
+    assert best["decode_ms"] == 0.08
+    assert best["weight_bytes"] == 80
+    assert (best["perplexity"], best["heldout_perplexity"]) == (0.3, 0.33)
+    assert data["hypervolume"]["by_trial"][-1] == {
+        "trial": 2, "hypervolume": 0.02, "share": pytest.approx(0.2),
+    }  # fmt: skip
+    header = by_time.to_csv().splitlines()[0].split(",")
+    assert {"decode_ms", "perplexity", "heldout_perplexity"} <= set(header)
+
+
+def test_the_cost_of_an_artefact_is_its_file_or_what_was_predicted(info, by_time):
+    assert info.point(4).finished_cost("weight_bytes") == 70
+    assert by_time.point(4).finished_cost("decode_ms") == 0.07

@@ -52,7 +52,7 @@ def test_report_shows_front_bits_families_and_timings(info, tmp_path):
     for heading in (
         "Front",
         "Bits of the best plan",
-        "Families at equal bytes",
+        "Families at equal cost",
         "Time and memory",
     ):
         assert f"<h2>{heading}</h2>" in text
@@ -67,6 +67,14 @@ def test_report_names_the_metric_and_the_winners_curse(by_error, tmp_path):
     assert "held-out task_error of the best (trial 3)" in text
     assert "<th>searched task_error</th>" in text
     assert "flatters its task_error by 0.0123" in text
+
+
+def test_report_draws_another_cost_and_the_growth_of_the_front(by_time, info, tmp_path):
+    text, _ = page(by_time, tmp_path)
+    assert "<h2>Growth of the front</h2>" in text
+    assert "<th>decoding a token, ms (modelled)</th>" in text
+    assert "decode_ms: 0.08 ms (modelled)" in text
+    assert "Growth of the front" not in page(info, tmp_path)[0]
 
 
 def test_a_loss_below_its_floor_is_drawn(info, tmp_path):

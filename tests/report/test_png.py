@@ -14,6 +14,12 @@ def test_png_is_written(info, tmp_path):
     assert (width, height) == (1200, 750)
 
 
+def test_the_growth_of_the_front_is_drawn_below(by_time, tmp_path):
+    render_png(by_time, tmp_path / "front.png")
+    width, height = struct.unpack(">II", (tmp_path / "front.png").read_bytes()[16:24])
+    assert (width, height) == (1200, 975)
+
+
 def test_an_empty_front_can_be_drawn(empty, tmp_path):
     render_png(empty, tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 1000

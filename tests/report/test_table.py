@@ -52,6 +52,10 @@ def test_the_table_ends_with_how_far_to_believe_it(info):
     assert "2 of 5 measured plans are tied with the best searched one" in text
     assert "choosing it flatters its KL by 0.0123" in text
     assert "trial 0 against trial 3, held-out KL: +0.2200 [+0.2000, +0.2400], worse" in text
+    assert (
+        "rank correlation of searched and finished KL over 5 plans: Spearman 0.50, Kendall 0.33"
+        in text
+    )
     assert "tokens read: calibration 4,096, search 123,456" in text
 
 
@@ -91,4 +95,17 @@ def test_number():
 
 
 def test_describe_leaves_out_what_is_not_set(info):
-    assert describe(info.settings) == "model tiny · corpus pydoc · window 512 · budget 80.00 MB"
+    assert describe(info.settings) == "model tiny · corpus pydoc · window 512 · budget 80.0 MB"
+
+
+def test_another_cost_has_a_column_that_says_it_is_modelled(by_time):
+    text = text_of(render_table(by_time))
+    assert "ms (modelled)" in text
+    row = next(line for line in text.splitlines() if "knapsack" in line)
+    assert "0.08" in row
+    assert "flatters its cross entropy by" in text
+
+
+def test_limits_are_described_with_their_units():
+    limits = {"max_memory": 8e9, "max_decode_ms": 1.25, "max_flops": 2.5e8}
+    assert describe(limits) == "memory 8.0 GB · decoding 1.25 ms · operations 250 MFLOP"

@@ -229,3 +229,20 @@ def test_coarser_classes_start_with_larger_factors():
     assert prior_factor("w2") > prior_factor("w3") > prior_factor("w4") > 0
     for name in ("sparse-w3", "w3a8", "w3-corrected"):
         assert prior_factor(name) == prior_factor("w3")
+
+
+def test_the_loss_of_a_plan_is_shared_out_by_class():
+    """Half of the groups at 2 bits, half at 4; what is fixed has a class of its own."""
+    problem, effects = make()
+    fixed = replace(problem, fixed_score=0.1)
+    correction = fit(replace(effects, problem=fixed), [])
+    choice = np.repeat([0, 2], 6)
+    kept, dropped = np.array([False]), np.array([True])
+    shares = correction.class_shares(choice, kept)
+    coarse = prior_factor("w2") * problem.score[:6, 0].sum()
+    fine = prior_factor("w4") * problem.score[6:, 2].sum()
+    total = 0.1 + coarse + fine
+    expected = {"w2": coarse / total, "w4": fine / total, "uncompressed": 0.1 / total}
+    assert shares == pytest.approx(expected)
+    assert set(correction.class_shares(choice, dropped)) == {*expected, "bypass"}
+    assert "uncompressed" not in fit(effects, []).class_shares(choice, kept)

@@ -51,3 +51,17 @@ def test_what_was_stopped_tells_nothing_of_the_spread():
     plans = told()
     short = trial(9, np.array(plans[3].unit_loss[:2]), state="PRUNED")
     assert Gate.of([*plans, short], 200, UNITS) == Gate.of(plans, 200, UNITS)
+
+
+def test_the_rival_is_one_that_costs_no_more_whatever_the_cost():
+    """By milliseconds the first plan is the dearest, by bytes the cheapest."""
+    slow = [
+        replace(record, costs={"decode_ms": 9.0 - record.number}, minimised="decode_ms")
+        for record in told()
+    ]
+    by_time = Gate.of(slow, 6.5, UNITS)
+    assert by_time is not None
+    assert by_time.rival == slow[3].unit_loss
+    by_bytes = Gate.of(told(), 100, UNITS)
+    assert by_bytes is not None
+    assert by_bytes.rival == told()[0].unit_loss

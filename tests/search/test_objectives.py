@@ -15,6 +15,7 @@ from autocomp.core.plan import Plan
 from autocomp.core.progress import Silent
 from autocomp.data import load_corpus
 from autocomp.evaluate.record import DataRead, Measurement
+from autocomp.evaluate.summary import mean_metric
 from autocomp.search.estimate import estimate
 from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.explain import show_trial
@@ -267,6 +268,9 @@ class Made:
 
     def prepare(self) -> None:
         pass
+
+    def metric(self, losses):
+        return mean_metric(losses)
 
     def measure(self, bench, plan, start, stop):
         losses = [float("nan") if i == self.bad else float(i) for i in range(start, stop)]

@@ -1,6 +1,7 @@
 """Storages: torn lines, full disks, wrong URLs."""
 
 import os
+import sys
 import threading
 import time
 
@@ -105,3 +106,18 @@ def test_place_that_cannot_be_written(tmp_path):
         open_storage(None, tmp_path / "file" / "study")
     with pytest.raises(StoreError, match="cannot open"):
         open_storage(f"sqlite:///{tmp_path / 'none' / 'x.db'}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "url"), [("redis", "redis://host"), ("psycopg", "postgresql://host/x")]
+)
+def test_without_its_driver_the_extra_is_named(tmp_path, monkeypatch, module, url):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=r"pip install 'autocomp\[storage\]'"):
+        open_storage(url, tmp_path)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "postgresql://me:secret@127.0.0.1:1/x"])
+def test_server_that_is_not_there(tmp_path, url):
+    with pytest.raises(StoreError, match=r"cannot open the study storage \w+://127.*refused"):
+        open_storage(url, tmp_path)

@@ -30,11 +30,6 @@ from autocomp.testing.study import (
 SPACE = fake_space()
 
 
-@pytest.fixture(params=["journal", "sqlite"])
-def storage(request, tmp_path):
-    return None if request.param == "journal" else f"sqlite:///{tmp_path / 'study.db'}"
-
-
 def opened(folder, storage=None, **changes):
     return Study.open(storage, folder, fingerprint={"seed": 0}, **changes)
 

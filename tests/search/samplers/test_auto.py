@@ -15,7 +15,9 @@ from autocomp.search.ask import Ask
 from autocomp.search.context import Schedule, SearchContext, marginal_price, option_kind
 from autocomp.search.correction import option_class
 from autocomp.search.knapsack import Bypass, Group, Problem, largest, smallest, solve
-from autocomp.search.samplers.auto import best_within, changes, propose, step
+from autocomp.search.samplers._moves import changes, step
+from autocomp.search.samplers.auto import propose
+from autocomp.search.samplers.outlook import best_within
 from autocomp.search_spaces._options import OptionSpace
 
 
@@ -192,7 +194,7 @@ def test_the_order_of_the_schedule(world, history):
     assert origins[count : count + 4] == [f"probe:{kind}" for kind in context.kinds]
     scheduled = ["knapsack:score", "knapsack", "ladder", "ladder", "ladder"]
     assert origins[count + 4 : count + 9] == scheduled
-    assert set(origins[count + 9 :]) == {"knapsack", "step", "mutation"}
+    assert set(origins[count + 9 :]) == {"knapsack", "step", "mutation", "crossover"}
 
 
 def test_uniform_baselines_use_one_option_and_the_largest_embedding_that_fits(world):

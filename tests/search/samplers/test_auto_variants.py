@@ -1,7 +1,7 @@
 """Which variant gets the next trial, on problems whose true KL is known."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,8 @@ from autocomp.search.ask import Ask
 from autocomp.search.context import Schedule, SearchContext
 from autocomp.search.correction import option_class
 from autocomp.search.knapsack import Group, Problem, smallest
-from autocomp.search.samplers.auto import correction_of, propose
+from autocomp.search.samplers.auto import propose
+from autocomp.search.samplers.outlook import correction_of
 from autocomp.search_spaces._options import OptionSpace
 from autocomp.search_spaces._variants import VariantSpace
 
@@ -33,6 +34,11 @@ class Trial:
     loss: float
     origin: str
     state: str = "COMPLETE"
+    details: dict = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        return self.logical
 
 
 def contexts(*variants: tuple[float, float], bits: float = 3.5) -> list[SearchContext]:
