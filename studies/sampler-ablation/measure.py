@@ -253,8 +253,8 @@ def run(arguments: argparse.Namespace) -> None:
     (work / "settings.json").write_text(
         json.dumps(
             {
-                "settings": settings,
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "settings": settings | {"data.corpus": Path(arguments.corpus).name},
+                "command": [Path(word).name for word in sys.argv],
                 "hardware": hardware(bench.search.variants.base.device),
             }
         ),

@@ -50,7 +50,7 @@ class EvoPress:
     survivors: tuple[int, ...] = (16, 4, 1)
     units: tuple[int, ...] = (1, 4, 16)
     initial: int = 16
-    generations: int = 4
+    generations: int = 2
 
     def __call__(self, ask: Ask) -> Proposal | None:
         """Return the parent after some more generations; see :data:`~autocomp.search.ask.Sampler`.
