@@ -13,9 +13,9 @@ the gradient, for the best step is made of the sites whose curvature is underest
 the ``μ_s`` of every site are learned from the steps that were measured, in a linear Gaussian
 model, and drawn from its posterior where a step failed.
 
-Gradients of earlier plans on other parts of the text are averaged with the newest, halved in weight
-a plan: at a site that did not change since, their differences of options hold as they are, up to
-what other sites did.
+Gradients of earlier plans on other parts of the text are averaged with the newest, halved in
+weight a plan: at a site that did not change since, their differences of options hold as they are,
+up to what other sites did.
 
 Reference: Conn, Gould, Toint 2000, Trust Region Methods,
 https://doi.org/10.1137/1.9780898719857; Byrd, Chin, Nocedal, Wu 2012,
