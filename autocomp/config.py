@@ -273,22 +273,12 @@ class SearchConfig(_Strict):
     @field_validator("score")
     @classmethod
     def _known_score(cls, value: str) -> str:
-        if value not in SCORES:
-            raise ValueError(
-                f"unknown score {value!r}.{nearest(value, list(SCORES))} "
-                f"Known: {', '.join(SCORES)}"
-            )
-        return value
+        return SCORES.check(value)
 
     @field_validator("sampler")
     @classmethod
     def _known_sampler(cls, value: str) -> str:
-        if value not in SAMPLERS:
-            raise ValueError(
-                f"unknown sampler {value!r}.{nearest(value, list(SAMPLERS))} "
-                f"Known: {', '.join(SAMPLERS)}"
-            )
-        return value
+        return SAMPLERS.check(value)
 
     @field_validator("finish")
     @classmethod

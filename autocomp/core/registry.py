@@ -50,12 +50,20 @@ class Registry(Mapping[str, Any]):
         Raises:
             ConfigError: If the name is not registered; the message lists the nearest names.
         """
+        return load_object(self.table[self.check(name)])
+
+    def check(self, name: str) -> str:
+        """Return a name that is registered; imports nothing but the table.
+
+        Raises:
+            ConfigError: If the name is not registered; the message lists the nearest names.
+        """
         if name not in self.table:
             raise ConfigError(
                 f"unknown {self.kind} {name!r}.{nearest(name, list(self.table))} "
                 f"Known: {', '.join(sorted(self.table))}."
             )
-        return load_object(self.table[name])
+        return name
 
     def __contains__(self, name: object) -> bool:
         """Whether ``name`` is registered; imports nothing but the table."""
