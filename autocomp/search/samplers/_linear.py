@@ -11,7 +11,8 @@ cache, a rounded input, what lies in a bypassed sub-block) changes it by the dif
 corrected scores. The sum over sites is trusted for few changes at a time, and curvature less than
 the gradient, for the best step is made of the sites whose curvature is underestimated: ``α`` and
 the ``μ_s`` of every site are learned from the steps that were measured, in a linear Gaussian
-model, and drawn from its posterior where a step failed.
+model, and drawn from its posterior where a step failed. Where they leave nothing to gain, ``μ`` is
+halved until there is a step to learn from.
 
 Gradients of earlier plans on other parts of the text are averaged with the newest, halved in
 weight a plan: at a site that did not change since, their differences of options hold as they are,

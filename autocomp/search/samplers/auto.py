@@ -51,6 +51,7 @@ from autocomp.search.samplers.outlook import Outlook, best_within, correction_of
 ATTEMPTS = 24
 STEP_SIZES = (6, 12, 24, 48)
 MUTANTS = 24
+HALVINGS = 4
 TEMPERATURES = (0.5, 1.0)
 PARENTS = 8
 CONTINUED = "continued"
@@ -231,8 +232,13 @@ def _follow(
     near = neighbourhood(context, look.correction, here, gradients)
     trusted = Trust.of(own, len(context.problem.groups))
     tried = any(trial.details.get("around") == centre.number for trial in own)
-    problem = near.problem(trusted.draw(rng) if tried else trusted.mean)
-    found = step(problem, here, budget, size) if size else solve(problem, budget)
+    trust = trusted.draw(rng) if tried else trusted.mean.copy()
+    for _ in range(HALVINGS):
+        problem = near.problem(trust)
+        found = step(problem, here, budget, size) if size else solve(problem, budget)
+        if changes(problem, found, here):
+            break
+        trust[1:] /= 2  # a step shows what curvature is; none shows nothing
     details = {
         "around": centre.number,
         "read": [list(pair) for pair in read],

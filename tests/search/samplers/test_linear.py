@@ -212,6 +212,14 @@ def test_gradient_steps_find_better_plans_than_scores_do():
     assert np.exp(np.mean(np.log(ratios))) < 0.95
 
 
+def test_curvature_that_leaves_no_step_is_doubted_until_there_is_one(monkeypatch):
+    monkeypatch.setattr("autocomp.search.samplers._linear.BEND", 16.0)
+    told = run(Landscape(3), 8, ("linear",))
+    steps = [trial for trial in told if trial.origin == LINEAR]
+    assert steps
+    assert steps[0].details["promise"] > 0
+
+
 def test_steps_are_taken_from_the_best_plan_and_their_size_follows_success():
     told = run(Landscape(), 20)
     steps = [trial for trial in told if trial.origin == LINEAR]
