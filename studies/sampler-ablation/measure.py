@@ -98,10 +98,11 @@ class Bench:
     Args:
         work: Folder of the trials.
         options: Settings by dotted key.
+        group: Group size of the quantizer.
     """
 
-    def __init__(self, work: Path, options: Mapping[str, Any]) -> None:
-        self.work = work
+    def __init__(self, work: Path, options: Mapping[str, Any], group: int) -> None:
+        self.work, self.group = work, group
         with progress(quiet=True) as listener:
             self.search = Search(load_config(None, options), work / "study", None, listener)
         self.context = self.search.contexts()[0]
@@ -122,7 +123,7 @@ class Bench:
         problem, total = self.context.problem, self.context.problem.fixed_cost
         for group in problem.groups:
             tokens = [spec.token() for spec in self.context.space.lists[group.name]]
-            wanted = f"gptq-w{level}g64"
+            wanted = f"gptq-w{level}g{self.group}"
             total += int(group.cost[tokens.index(wanted) if wanted in tokens else 0])
         return total
 
@@ -217,17 +218,18 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {
         "model": arguments.model,
         "space.name": "bits",
-        "space.linear": [f"gptq-w{level}g64" for level in LEVELS],
+        "space.linear": [f"gptq-w{level}g{arguments.group}" for level in LEVELS],
         "space.embedding": ["dense"],
         "space.bypass": False,
         "data.corpus": arguments.corpus,
         "data.calibration": "corpus",
+        "data.window": arguments.window,
         "data.heldout_tokens": arguments.heldout_tokens,
         "search.score": arguments.score,
     }
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(work, settings)
+    bench = Bench(work, settings, arguments.group)
     held_path = work / "heldout.json"
     held = json.loads(held_path.read_text(encoding="utf-8")) if held_path.exists() else {}
     for bits in arguments.bits:
@@ -253,7 +255,8 @@ def run(arguments: argparse.Namespace) -> None:
     (work / "settings.json").write_text(
         json.dumps(
             {
-                "settings": settings | {"data.corpus": Path(arguments.corpus).name},
+                "settings": settings
+                | {key: Path(settings[key]).name for key in ("model", "data.corpus")},
                 "command": [Path(word).name for word in sys.argv],
                 "hardware": hardware(bench.search.variants.base.device),
             }
@@ -329,6 +332,8 @@ def main() -> None:
     first.add_argument("--seed", type=int, default=0)
     first.add_argument("--seeds", type=int, default=1)
     first.add_argument("--score", default="kronecker")
+    first.add_argument("--group", type=int, default=64, help="group size of the quantizer")
+    first.add_argument("--window", type=int, default=512)
     first.add_argument("--heldout-tokens", type=int, default=65_536)
     second = commands.add_parser("report")
     second.set_defaults(do=report)
