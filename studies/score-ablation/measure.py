@@ -323,7 +323,7 @@ def print_tables(result: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure every seed and write after each."""
+    """Measure the seeds that the results do not hold yet, and write after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--corpus", default="pydoc")
@@ -342,11 +342,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = Path(asked.model).name
     out = asked.out or RESULTS / f"{model}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(asked).items() if key != "out"}
+    settings = {key: value for key, value in vars(asked).items() if key not in ("out", "seeds")}
     settings |= {"model": model, "corpus": Path(asked.corpus).name}
     found: list[dict[str, Any]] = []
+    if out.exists() and (kept := json.loads(out.read_text(encoding="utf-8"))):
+        found = kept["seeds"] if kept["settings"] == settings else []
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
+            if seed in (one["seed"] for one in found):
+                continue
             found.append(measure(asked, seed, listener))
             result = {
                 "settings": settings,

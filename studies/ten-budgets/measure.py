@@ -52,12 +52,17 @@ def shuffled(corpus: str, seed: int, folder: Path) -> Path:
     return path
 
 
+def token(level: int, group: int) -> str:
+    """Return the option of so many bits in groups of a size, 0 for whole rows."""
+    return f"gptq-w{level}" + f"g{group}" * (group > 0)
+
+
 def uniform_bytes(asked: argparse.Namespace, bits: float) -> int:
     """Return the bytes of a file with so many bits in every linear."""
     sketch, low = sketch_of(asked.model), math.floor(bits)
 
     def size(level: int) -> int:
-        spec = LayerSpec.parse(f"gptq-w{level}g{asked.group}")
+        spec = LayerSpec.parse(token(level, asked.group))
         linear = {site.name: site.kind == "linear" for site in sketch.sites}
         return weight_bytes(sketch, Plan({n: spec if linear[n] else DENSE for n in linear}))
 
@@ -83,7 +88,7 @@ def searched(
         "data.rungs": [asked.tokens // 4, asked.tokens],
         "data.heldout_tokens": asked.window,
         "space.name": "bits",
-        "space.linear": [f"gptq-w{level}g{asked.group}" for level in LEVELS],
+        "space.linear": [token(level, asked.group) for level in LEVELS],
         "space.embedding": ["dense"],
         "space.bypass": False,
         "search.baselines": 2,
@@ -226,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=24, help="of a study of one budget")
     parser.add_argument("--trials-together", type=int, default=72, help="of that of all")
     parser.add_argument("--score", default="kronecker")
-    parser.add_argument("--group", type=int, default=64, help="group size of the quantizer")
+    parser.add_argument("--group", type=int, default=64, help="of the quantizer, 0: whole rows")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=16384, help="of the search text")

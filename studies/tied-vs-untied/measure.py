@@ -76,7 +76,9 @@ def study_config(asked: argparse.Namespace, seed: int, corpus: Path, tied: bool)
             "data.rungs": [asked.tokens],
             "data.heldout_tokens": asked.tokens,
             "space.name": "bits",
-            "space.linear": [f"gptq-w{bits}g{asked.group}" for bits in BITS],
+            "space.linear": [
+                f"gptq-w{bits}" + f"g{asked.group}" * (asked.group > 0) for bits in BITS
+            ],
             "space.embedding": ["dense"],
             "space.tied": tied,
         },
@@ -326,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", default="pydoc")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--bits", type=float, nargs="+", default=[3.0, 3.5, 4.0])
-    parser.add_argument("--group", type=int, default=64, help="group size of the quantizer")
+    parser.add_argument("--group", type=int, default=64, help="of the quantizer, 0: whole rows")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plans", type=int, default=16, help="measured by a corrected search")
     parser.add_argument("--window", type=int, default=512)
