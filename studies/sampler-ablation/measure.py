@@ -6,7 +6,7 @@ number of bits, once an arm and seed, until so many tokens are read. A token cou
 backward; scoring counts for the arms that use scores. All arms share one model, one layer store,
 one search text; the best plan of each is measured on held-out text. ``WORK`` keeps every trial, so
 a run that is stopped goes on. ``python studies/sampler-ablation/measure.py report WORK OUT.json``
-writes the table.
+writes the table and a plot a budget.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from autocomp.cli.console import progress
 from autocomp.cli.libraries import quiet_libraries
@@ -47,17 +48,19 @@ class Arm:
         moves: Moves of ``auto``; empty allows all.
         trials: Most trials.
         last: Whether its result is its last trial, not the best one on the search text.
+        origin: Which of its trials may be its result; empty allows all.
     """
 
     sampler: str = "auto"
     moves: tuple[str, ...] = ()
     trials: int = 10**6
     last: bool = False
+    origin: str = ""
 
 
 ARMS = {
     "auto": Arm(),
-    "score": Arm(moves=("none",), trials=4, last=True),
+    "score": Arm(moves=("none",), trials=4, origin="knapsack:score"),
     "correction": Arm(moves=("knapsack",)),
     "score-step": Arm(moves=("step",)),
     "gradient-step": Arm(moves=("linear",)),
@@ -68,8 +71,8 @@ ARMS = {
     "nsgaii": Arm("nsgaii"),
     "nsgaiii": Arm("nsgaiii"),
 }
-"""``score`` stops behind the knapsack with uncorrected scores: its opening holds two uniform plans
-and the best plan that quantizes only, before that."""
+"""``score`` is the knapsack with uncorrected scores: its opening holds up to two uniform plans and
+the best plan that quantizes only, before that."""
 
 
 @dataclass
@@ -98,10 +101,11 @@ class Bench:
     Args:
         work: Folder of the trials.
         options: Settings by dotted key.
+        group: Group size of the quantizer.
     """
 
-    def __init__(self, work: Path, options: Mapping[str, Any]) -> None:
-        self.work = work
+    def __init__(self, work: Path, options: Mapping[str, Any], group: int) -> None:
+        self.work, self.group = work, group
         with progress(quiet=True) as listener:
             self.search = Search(load_config(None, options), work / "study", None, listener)
         self.context = self.search.contexts()[0]
@@ -122,7 +126,7 @@ class Bench:
         problem, total = self.context.problem, self.context.problem.fixed_cost
         for group in problem.groups:
             tokens = [spec.token() for spec in self.context.space.lists[group.name]]
-            wanted = f"gptq-w{level}g64"
+            wanted = f"gptq-w{level}g{self.group}"
             total += int(group.cost[tokens.index(wanted) if wanted in tokens else 0])
         return total
 
@@ -209,6 +213,7 @@ def search(bench: Bench, name: str, bits: float, seed: int, tokens: int) -> Iter
 def best(name: str, trials: Sequence[Trial], tokens: float) -> Trial:
     """Return what an arm gives after so many tokens, of the trials measured to the top."""
     some = [t for t in trials if t.state == "COMPLETE" and t.tokens <= tokens] or list(trials[:1])
+    some = [t for t in some if ARMS[name].origin in ("", t.origin)] or some
     return some[-1] if ARMS[name].last else min(some, key=lambda trial: trial.loss)
 
 
@@ -217,17 +222,18 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {
         "model": arguments.model,
         "space.name": "bits",
-        "space.linear": [f"gptq-w{level}g64" for level in LEVELS],
+        "space.linear": [f"gptq-w{level}g{arguments.group}" for level in LEVELS],
         "space.embedding": ["dense"],
         "space.bypass": False,
         "data.corpus": arguments.corpus,
         "data.calibration": "corpus",
+        "data.window": arguments.window,
         "data.heldout_tokens": arguments.heldout_tokens,
         "search.score": arguments.score,
     }
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(work, settings)
+    bench = Bench(work, settings, arguments.group)
     held_path = work / "heldout.json"
     held = json.loads(held_path.read_text(encoding="utf-8")) if held_path.exists() else {}
     for bits in arguments.bits:
@@ -253,13 +259,31 @@ def run(arguments: argparse.Namespace) -> None:
     (work / "settings.json").write_text(
         json.dumps(
             {
-                "settings": settings | {"data.corpus": Path(arguments.corpus).name},
+                "settings": settings
+                | {key: Path(settings[key]).name for key in ("model", "data.corpus")},
                 "command": [Path(word).name for word in sys.argv],
                 "hardware": hardware(bench.search.variants.base.device),
             }
         ),
         encoding="utf-8",
     )
+
+
+def draw(found: Mapping[tuple[str, int], list[Trial]], path: Path) -> None:
+    """Draw the searched KL of each arm's result by tokens, a line a seed."""
+    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    names = sorted({name for name, _ in found})
+    for (name, seed), trials in sorted(found.items()):
+        tokens = [trial.tokens for trial in trials if trial.state == "COMPLETE"]
+        losses = [best(name, trials, spent).loss for spent in tokens]
+        label, colour = (name if seed == 0 else None), f"C{names.index(name) % 10}"
+        axes.step(tokens, losses, color=colour, where="post", label=label, linewidth=1)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("searched KL, nats a token")
+    axes.legend(fontsize=7)
+    figure.savefig(path)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -303,6 +327,8 @@ def report(arguments: argparse.Namespace) -> None:
     result = {**about, "versions": versions(), "rows": rows}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    for bits, found in arms.items():
+        draw(found, arguments.out.with_name(f"{arguments.out.stem}-{bits}.png"))
     for row in rows:
         shown = {k: [round(x, 3) for x in v] for k, v in row.items() if isinstance(v, list)}
         print(
@@ -329,6 +355,8 @@ def main() -> None:
     first.add_argument("--seed", type=int, default=0)
     first.add_argument("--seeds", type=int, default=1)
     first.add_argument("--score", default="kronecker")
+    first.add_argument("--group", type=int, default=64, help="group size of the quantizer")
+    first.add_argument("--window", type=int, default=512)
     first.add_argument("--heldout-tokens", type=int, default=65_536)
     second = commands.add_parser("report")
     second.set_defaults(do=report)

@@ -6,18 +6,21 @@ score alone, and from the score as corrected by the same number of measured plan
 the tie costs from what the score gets wrong, it also measures the untied plan's *projection*: the
 tied plan of the same bytes whose groups have, as nearly as possible, the bytes that the untied
 plan gave them, which no score has chosen. All plans are measured on the same search text and then
-on held-out text. It prints a table, and writes results and a plot.
+on held-out text. A seed deals the documents of the text anew to its parts and draws the labels.
+It prints a table, and writes results and a plot.
 """
 
 import argparse
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from autocomp.cli.console import progress
@@ -25,6 +28,8 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.config import StudyConfig, load_config
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
+from autocomp.core.seeds import SeedTree
+from autocomp.data.corpus import SPLITS, load_corpus
 from autocomp.evaluate.intervals import paired
 from autocomp.evaluate.record import hardware, versions
 from autocomp.models.device import resolve_device
@@ -45,7 +50,18 @@ UNIFORM_BITS = (2, 3, 4)
 DRAWS = 20
 
 
-def study_config(asked: argparse.Namespace, seed: int, tied: bool) -> StudyConfig:
+def shuffled(corpus: str, seed: int, folder: Path) -> Path:
+    """Write a text with its documents in an order of the seed, which deals them to other parts."""
+    text = load_corpus(corpus)
+    documents = [document for split in SPLITS for document in text.documents(split)]
+    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
+    path = folder / f"{Path(corpus).stem}.jsonl"
+    lines = (json.dumps({"text": documents[index]}) for index in order)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def study_config(asked: argparse.Namespace, seed: int, corpus: Path, tied: bool) -> StudyConfig:
     """Return the settings of one seed and space: GPTQ levels of the decoder linears."""
     return load_config(
         None,
@@ -53,13 +69,16 @@ def study_config(asked: argparse.Namespace, seed: int, tied: bool) -> StudyConfi
             "model": asked.model,
             "seed": seed,
             "device": asked.device,
-            "data.corpus": asked.corpus,
+            "data.corpus": str(corpus),
+            "data.calibration": "corpus",
             "data.window": asked.window,
             "data.calibration_tokens": asked.calibration,
             "data.rungs": [asked.tokens],
             "data.heldout_tokens": asked.tokens,
             "space.name": "bits",
-            "space.linear": [f"gptq-w{bits}g{asked.group}" for bits in BITS],
+            "space.linear": [
+                f"gptq-w{bits}" + f"g{asked.group}" * (asked.group > 0) for bits in BITS
+            ],
             "space.embedding": ["dense"],
             "space.tied": tied,
         },
@@ -72,12 +91,17 @@ class Bench:
     Args:
         asked: The command line.
         seed: Of the labels that the score draws.
+        corpus: The text.
         listener: Told of progress.
     """
 
-    def __init__(self, asked: argparse.Namespace, seed: int, listener: Progress) -> None:
+    def __init__(
+        self, asked: argparse.Namespace, seed: int, corpus: Path, listener: Progress
+    ) -> None:
         self.listener = listener
-        self.setups = {tied: Setup.of(study_config(asked, seed, tied)) for tied in (False, True)}
+        self.setups = {
+            tied: Setup.of(study_config(asked, seed, corpus, tied)) for tied in (False, True)
+        }
         self.work = Workbench(self.setups[False].config, listener)
         self.objective = objective_of(self.work)
         lists = self.setups[False].site_lists
@@ -194,7 +218,14 @@ def disagreeing(tied: SearchContext, plan: Plan) -> float:
 
 def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> list[dict[str, Any]]:
     """Return a row a plan of one seed."""
-    bench, rows = Bench(asked, seed, listener), []
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = shuffled(asked.corpus, seed, Path(folder))
+        return compared(asked, Bench(asked, seed, corpus, listener), seed)
+
+
+def compared(asked: argparse.Namespace, bench: Bench, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of a bench."""
+    rows = []
     for bits in asked.bits:
         budget = bench.budget(bits)
         free, tied = (bench.context(flag, budget) for flag in (False, True))
@@ -225,7 +256,9 @@ def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> list[di
                     }
                 )
                 loss = float(np.mean(rows[-1]["heldout"]))
-                listener.log(f"seed {seed}, {bits} bits, {by}, {name}: held-out KL {loss:.4f}")
+                bench.listener.log(
+                    f"seed {seed}, {bits} bits, {by}, {name}: held-out KL {loss:.4f}"
+                )
     return rows
 
 
@@ -269,7 +302,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the ratio of tied to untied held-out KL by budget, a point a seed."""
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     free = {(r["seed"], r["bits"], r["by"]): r for r in rows if r["plan"] == "untied"}
     for index, by in enumerate(("score", "corrected")):
@@ -295,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", default="pydoc")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--bits", type=float, nargs="+", default=[3.0, 3.5, 4.0])
-    parser.add_argument("--group", type=int, default=64, help="group size of the quantizer")
+    parser.add_argument("--group", type=int, default=64, help="of the quantizer, 0: whole rows")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plans", type=int, default=16, help="measured by a corrected search")
     parser.add_argument("--window", type=int, default=512)
@@ -304,19 +337,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args(arguments)
     quiet_libraries()
+    torch.set_num_threads(1)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in vars(asked).items() if key != "out"}
+    settings |= {"model": Path(asked.model).name, "corpus": Path(asked.corpus).name}
     rows: list[dict[str, Any]] = []
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
             rows += measure(asked, seed, listener)
             found = {
-                "settings": {k: v for k, v in vars(asked).items() if k != "out"},
+                "settings": settings,
                 "hardware": hardware(resolve_device(asked.device)),
                 "versions": versions(),
                 "summary": summary(rows),
                 "rows": rows,
             }
-            asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            asked.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
     draw(rows, asked.out.with_suffix(".png"))
     print("| bits | by | plan | untied KL | ratio to untied | groups that disagree |")
     print("|---|---|---|---|---|---|")

@@ -2,8 +2,9 @@
 
 ``python studies/warm-start/measure.py MODEL MODEL … --corpus TEXT`` searches every model from
 nothing, then again warm-started from the studies of all the others (``search.warm_from``), with
-the same seeds and budgets. It prints the best measured loss after some trials, warm over cold, and
-writes results and a plot. Searches are kept under ``--runs`` and go on where they were.
+the same seeds and budgets. A seed is that of the studies and deals the documents of the text anew
+to its parts. It prints the best measured loss after some trials, warm over cold, and writes
+results and a plot. Searches are kept under ``--runs`` and go on where they were.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from autocomp.cli.console import progress
@@ -21,8 +23,10 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.config import StudyConfig, load_config
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
+from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import weight_bytes
+from autocomp.data.corpus import SPLITS, load_corpus
 from autocomp.evaluate.intervals import paired
 from autocomp.evaluate.record import hardware, versions
 from autocomp.models import sketch_of
@@ -33,6 +37,18 @@ from autocomp.search.run import Search
 OUT = Path(__file__).parent / "results" / "warm-start.json"
 
 
+def shuffled(corpus: str, seed: int, folder: Path) -> Path:
+    """Write a text with its documents in an order of the seed, which deals them to other parts."""
+    text = load_corpus(corpus)
+    documents = [document for split in SPLITS for document in text.documents(split)]
+    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
+    path = folder / f"{Path(corpus).stem}-{seed}.jsonl"
+    lines = (json.dumps({"text": documents[index]}) for index in order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
 def study_config(
     asked: argparse.Namespace, model: str, seed: int, sources: Sequence[Path] = ()
 ) -> StudyConfig:
@@ -41,7 +57,8 @@ def study_config(
         "model": model,
         "seed": seed,
         "device": asked.device,
-        "data.corpus": asked.corpus,
+        "data.corpus": str(shuffled(asked.corpus, seed, Path(asked.runs))),
+        "data.calibration": "corpus",
         "data.window": asked.window,
         "data.calibration_tokens": asked.calibration,
         "data.rungs": [asked.tokens // 4, asked.tokens],
@@ -100,7 +117,7 @@ def compare(rows: Sequence[Mapping[str, Any]], at: Sequence[int]) -> list[dict[s
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw warm over cold by trials, a thin line a search and their geometric mean."""
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     length = min(len(row[kind]) for row in rows for kind in ("warm", "cold"))
     logs = np.array([np.log(row["warm"][:length]) - np.log(row["cold"][:length]) for row in rows])
@@ -136,7 +153,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(asked.models) < 2:
         parser.error("give at least two models: each is warmed by the others")
     quiet_libraries()
+    torch.set_num_threads(1)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in vars(asked).items() if key not in ("out", "runs")}
+    settings |= {
+        "models": [Path(model).name for model in asked.models],
+        "corpus": Path(asked.corpus).name,
+    }
     rows: list[dict[str, Any]] = []
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
@@ -150,19 +173,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 others = [place(asked, "cold", m, seed) for m in asked.models if m != model]
                 config = study_config(asked, model, seed, others)
                 warm = searched(config, place(asked, "warm", model, seed), listener)
-                rows.append({"model": model, "seed": seed, "cold": cold[model], "warm": warm})
+                name = Path(model).name
+                rows.append({"model": name, "seed": seed, "cold": cold[model], "warm": warm})
             found = {
-                "settings": {k: v for k, v in vars(asked).items() if k != "out"},
+                "settings": settings,
                 "hardware": hardware(resolve_device(asked.device)),
                 "versions": versions(),
                 "summary": compare(rows, asked.at),
                 "by_model": {
-                    model: compare([row for row in rows if row["model"] == model], asked.at)
-                    for model in asked.models
+                    name: compare([row for row in rows if row["model"] == name], asked.at)
+                    for name in settings["models"]
                 },
                 "rows": rows,
             }
-            asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            asked.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
     draw(rows, asked.out.with_suffix(".png"))
     print("| trials | warm over cold | 95 % | better in |")
     print("|---|---|---|---|")

@@ -18,9 +18,10 @@
      the best of many such by drawn scores. *crossover*: the same of mixtures of two good plans.
    * *knapsack*: the plain solve, near the expected scores.
 
-A plan that was told before is drawn again, so no trial is spent twice on one plan. Steps 1 to 3
-look at the first variant, the base unless it cannot hold the budget; a refinement first draws a
-variant (:mod:`autocomp.search.samplers.outlook`).
+A plan that was told before is drawn again, so no trial is spent twice on one plan; at the same
+budget first, or budgets at which moves rarely find something new would get less than their share.
+Steps 1 to 3 look at the first variant, the base unless it cannot hold the budget; a refinement
+first draws a variant (:mod:`autocomp.search.samplers.outlook`).
 
 Reference: Sieberling et al. 2024, https://arxiv.org/abs/2410.14649 (level-switch mutation).
 """
@@ -48,7 +49,7 @@ from autocomp.search.samplers._linear import (
 from autocomp.search.samplers._moves import changes, crossed, mutant, step
 from autocomp.search.samplers.outlook import Outlook, best_within, correction_of, outlook
 
-ATTEMPTS = 24
+ATTEMPTS, BUDGET_ATTEMPTS = 24, 12
 STEP_SIZES = (6, 12, 24, 48)
 MUTANTS = 24
 HALVINGS = 4
@@ -98,7 +99,9 @@ def propose(ask: Ask) -> Proposal | None:
         return proposal
     rng = ask.seed.child("trial", index).numpy()
     for attempt in range(ATTEMPTS):
-        if proposal := fresh(_refine(rng, ask, linear=attempt < ATTEMPTS // 4)):
+        if not attempt % BUDGET_ATTEMPTS:
+            budget = _budget(rng, contexts[0])
+        if proposal := fresh(_refine(rng, ask, budget, linear=attempt < ATTEMPTS // 4)):
             return proposal
     return None
 
@@ -147,12 +150,15 @@ def _opening(index: int, contexts: Sequence[SearchContext], told: Sequence[Told]
     return None
 
 
-def _refine(rng: np.random.Generator, ask: Ask, *, linear: bool) -> _Move:
-    """Return one refinement; ``linear`` says whether it may be a step by the gradient."""
-    first = ask.contexts[0]
-    budget = first.budget_bytes
+def _budget(rng: np.random.Generator, first: SearchContext) -> int:
+    """Draw the budget of a refinement."""
     if len(first.budgets) > 1 and rng.random() > first.schedule.at_budget:
-        budget = int(rng.choice(first.budgets[1:]))
+        return int(rng.choice(first.budgets[1:]))
+    return first.budget_bytes
+
+
+def _refine(rng: np.random.Generator, ask: Ask, budget: int, *, linear: bool) -> _Move:
+    """Return one refinement; ``linear`` says whether it may be a step by the gradient."""
     look = outlook(rng, ask.contexts, ask.told, budget)
     shares = {name: MIX[name] for name in MIX if not ask.moves or name in ask.moves}
     if look.best is None or not shares:

@@ -1,6 +1,6 @@
 """Steps by the gradient: the knapsack around a plan, how far it is trusted, and what it finds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -121,6 +121,25 @@ class Trial:
         return self.number
 
 
+class Converged:
+    """An oracle whose gradients lead nowhere from plans that use more than most of a budget."""
+
+    pool, parts = 0, 4
+
+    def __init__(self, landscape: Landscape) -> None:
+        self.landscape = landscape
+
+    def losses(self, plan: Plan, units) -> tuple[float, ...]:
+        return ()
+
+    def linearised(self, plan: Plan, part: int) -> Linearisation:
+        found = self.landscape.linearised(plan)
+        if spent(self.landscape, plan) < 0.97:
+            return found
+        options = {name: dict.fromkeys(values, 0.0) for name, values in found.options.items()}
+        return Linearisation(found.loss, options, {})
+
+
 class Oracle:
     """Exact first-order changes of a landscape, which notes what it was asked for."""
 
@@ -138,9 +157,11 @@ class Oracle:
         return self.landscape.linearised(plan)
 
 
-def run(landscape: Landscape, trials: int, moves: tuple[str, ...] = ()) -> list[Trial]:
+def run(
+    landscape: Landscape, trials: int, moves: tuple[str, ...] = (), oracle=None
+) -> list[Trial]:
     told: list[Trial] = []
-    oracle = Oracle(landscape)
+    oracle = oracle or Oracle(landscape)
     for index in range(trials):
         found = propose(Ask(index, SeedTree(0), [landscape.context], told, oracle, moves))
         assert found is not None
@@ -151,6 +172,11 @@ def run(landscape: Landscape, trials: int, moves: tuple[str, ...] = ()) -> list[
 
 def solution(landscape: Landscape, plan: Plan):
     return landscape.context.problem.solution(*landscape.decisions(plan))
+
+
+def spent(landscape: Landscape, plan: Plan) -> float:
+    """Return the share of the budget that a plan takes."""
+    return solution(landscape, plan).cost / landscape.context.budget_bytes
 
 
 def test_a_single_change_is_predicted_where_the_loss_is_quadratic():
@@ -229,6 +255,15 @@ def test_steps_are_taken_from_the_best_plan_and_their_size_follows_success():
         best = min(earlier, key=lambda t: (t.loss, t.number))
         assert trial.details["around"] == best.number
         assert trial.details["from"] == best.loss
+
+
+def test_a_budget_keeps_its_share_where_the_gradient_leads_nowhere():
+    landscape = Landscape(bits=3.6)
+    schedule = Schedule(uniforms=2, ladder=4, lowest=0.75, at_budget=0.8)
+    landscape.context = replace(landscape.context, schedule=schedule)
+    told = run(landscape, 32, oracle=Converged(landscape))[8:]
+    plans = [landscape.context.space.decode(trial.params) for trial in told]
+    assert np.mean([spent(landscape, plan) > 0.97 for plan in plans]) > 0.7
 
 
 def test_gradients_average_over_parts_and_older_plans_where_nothing_changed():
