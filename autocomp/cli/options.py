@@ -49,7 +49,15 @@ class Budget:
     max_decode_ms: Annotated[
         float | None,
         Option(
-            help="Decoding a token of every sequence, modelled for --cost-device.",
+            help="Decoding a token of every sequence on --cost-device.",
+            rich_help_panel="Budget",
+            metavar="MS",
+        ),
+    ] = None
+    max_prefill_ms: Annotated[
+        float | None,
+        Option(
+            help="Reading the context of every sequence on --cost-device.",
             rich_help_panel="Budget",
             metavar="MS",
         ),
@@ -71,7 +79,15 @@ class Budget:
     ] = None
     cost_device: Annotated[
         str | None,
-        Option(help="Device of --max-decode-ms (autocomp ls devices).", rich_help_panel="Budget"),
+        Option(help="Device of times (autocomp ls devices).", rich_help_panel="Budget"),
+    ] = None
+    times: Annotated[
+        str | None,
+        Option(
+            help="modelled (roofline), measured (autocomp bench), or mixed: scaled rooflines for "
+            "what was not measured.",
+            rich_help_panel="Budget",
+        ),
     ] = None
 
 
@@ -89,7 +105,7 @@ class Goal:
     cost: Annotated[
         str | None,
         Option(
-            help="Second axis: weight_bytes, peak_memory_bytes, decode_ms, flops.",
+            help="Second axis: weight_bytes, peak_memory_bytes, decode_ms, prefill_ms, flops.",
             rich_help_panel="Goal",
         ),
     ] = None

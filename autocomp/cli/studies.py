@@ -86,6 +86,7 @@ def summarise(view: StudyView) -> FrontInfo:
         "max_bytes": view.setting("budget.max_bytes"),
         "max_memory": view.setting("budget.max_memory"),
         "max_decode_ms": view.setting("budget.max_decode_ms"),
+        "max_prefill_ms": view.setting("budget.max_prefill_ms"),
         "max_flops": view.setting("budget.max_flops"),
         "device": view.setting("budget.device"),
         "seed": view.setting("seed"),

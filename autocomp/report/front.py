@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.cost import EXACT, WEIGHT_BYTES
 from autocomp.core.metric import KL, PERPLEXITY, positive
 from autocomp.report.conclusion import Conclusion
 
@@ -138,7 +138,7 @@ class CostAxis:
     Args:
         name: Its name, such as ``weight_bytes``.
         limit: The most that is allowed; ``None`` without a limit.
-        sources: Whether each recorded cost is ``exact``, ``modelled`` or ``measured``, by name.
+        sources: Where each recorded cost comes from, by name (``autocomp.core.cost.SOURCES``).
         growth: How the front grew; ``None`` before anything was measured.
     """
 
@@ -182,6 +182,11 @@ class FrontInfo:
     def cost(self) -> str:
         """Name of the cost that is minimised."""
         return self.axis.name
+
+    @property
+    def source(self) -> str:
+        """Where that cost comes from; ``exact`` where nothing else is said."""
+        return self.axis.sources.get(self.cost, EXACT)
 
     @property
     def front(self) -> tuple[Point, ...]:

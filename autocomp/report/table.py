@@ -37,7 +37,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     """Return the line that every figure carries: model, corpus, window, tokens, budget."""
     limits = {setting: cost for cost, setting in LIMITS.items()}
     names = {"max_bytes": "budget", "max_memory": "memory", "max_decode_ms": "decoding",
-             "max_flops": "operations"}  # fmt: skip
+             "max_prefill_ms": "prefill", "max_flops": "operations"}  # fmt: skip
     parts = []
     for key, value in settings.items():
         if value is None:
@@ -56,7 +56,7 @@ def render_table(info: FrontInfo) -> RenderableType:
     table.add_column("family", no_wrap=True)
     table.add_column("from", no_wrap=True)
     if info.cost != WEIGHT_BYTES:
-        table.add_column(title_of(info.cost).replace(", ", "\n"), justify="right")
+        table.add_column(title_of(info.cost, info.source).replace(", ", "\n"), justify="right")
     headings = ["MB\nsearched", f"{name}\nsearched", "MB\nfile", f"{name}\nheld-out"]
     if info.metric != KL:
         headings.append("KL\nheld-out")

@@ -83,6 +83,8 @@ class PlanTable:
         return {
             "trial": self.record.number,
             "weight_bytes": self.weight_bytes,
+            "costs": dict(self.record.costs),
+            "cost_sources": dict(self.record.sources),
             self.metric: self.record.loss,
             f"predicted_{self.metric}": self.predicted_loss,
             "rows": [self._row(row) for row in self.rows],

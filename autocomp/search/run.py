@@ -149,6 +149,7 @@ class Search:
             constraints=setup.violation(proposal.plan),
             details=proposal.details,
             costs=costs,
+            sources=setup.sources(proposal.plan),
         )
 
     def gate(self, trial: TrialRecord, before: Sequence[TrialRecord]) -> Gate | None:
