@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from autocomp.core.cost import EXACT, WEIGHT_BYTES
 from autocomp.core.metric import KL, PERPLEXITY, positive
 from autocomp.report.conclusion import Conclusion
+from autocomp.report.roofline import RooflineInfo
 
 
 class Finished(Protocol):
@@ -165,6 +166,9 @@ class FrontInfo:
         conclusion: How far to believe the best.
         settings: What every figure depends on: model, corpus, window, tokens, budget.
         timings: ``stage``, ``seconds``, ``peak_rss_bytes`` a row.
+        efficiency: ``trial`` and the JSON of its
+            :class:`~autocomp.evaluate.record.Efficiency`, a row a finished plan.
+        roofline: Those plans under the roof of a device, if there is one.
     """
 
     points: tuple[Point, ...]
@@ -177,6 +181,8 @@ class FrontInfo:
     conclusion: Conclusion = field(default_factory=lambda: Conclusion())
     settings: Mapping[str, Any] = field(default_factory=dict)
     timings: tuple[Mapping[str, Any], ...] = ()
+    efficiency: tuple[Mapping[str, Any], ...] = ()
+    roofline: RooflineInfo | None = None
 
     @property
     def cost(self) -> str:
@@ -222,6 +228,8 @@ class FrontInfo:
             **self.conclusion.to_json(),
             "families": [dict(row) for row in self.families],
             "timings": [dict(row) for row in self.timings],
+            "efficiency": [dict(row) for row in self.efficiency],
+            "roofline": None if self.roofline is None else asdict(self.roofline),
             "points": [p.to_json(self.metric, self.cost) for p in self.points],
         }
 

@@ -10,7 +10,15 @@ from autocomp.core.metric import KL, positive, short_name
 from autocomp.report.bits import BitsMap
 from autocomp.report.front import FrontInfo, Growth, Point
 from autocomp.report.palette import colours, optional
-from autocomp.report.table import axis_title, describe, drawn, megabytes, number
+from autocomp.report.roofline import roofline_figure
+from autocomp.report.table import (
+    axis_title,
+    describe,
+    drawn,
+    efficiency_cells,
+    megabytes,
+    number,
+)
 
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -55,6 +63,8 @@ def render_html(info: FrontInfo, path: Path, bits: BitsMap | None = None) -> Non
         cost_title=title_of(info.cost, info.source),
         shown=shown,
         own_cost=info.cost != WEIGHT_BYTES,
+        efficiency=[efficiency_cells(row) for row in info.efficiency],
+        roofline_figure=_div(roofline_figure(info.roofline, LAYOUT)) if info.roofline else "",
         bits_figure=_div(_bits_figure(bits)) if bits else "",
     )
     path.parent.mkdir(parents=True, exist_ok=True)

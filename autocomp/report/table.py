@@ -90,6 +90,45 @@ def render_families(info: FrontInfo) -> Table:
     return table
 
 
+def render_efficiency(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return size, operations and times of finished plans beside those of the base.
+
+    Args:
+        rows: ``trial`` and the JSON of its :class:`~autocomp.evaluate.record.Efficiency`.
+    """
+    table = Table(title="Efficiency of finished plans", title_justify="left")
+    for heading in ("trial", "MB", "× smaller", "MFLOP\na token"):
+        table.add_column(heading, justify="right")
+    for heading in ("decoding\nms", "× faster", "FLOP\na byte", "MFU"):
+        table.add_column(heading, justify="right")
+    table.add_column("times are")
+    for row in rows:
+        table.add_row(*efficiency_cells(row))
+    return table
+
+
+def efficiency_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of one plan; dashes where it has no times."""
+    cells = [
+        str(row["trial"]),
+        megabytes(row["weight_bytes"]),
+        number(row["compression_ratio"], 2),
+        number(row["flops_per_token"] / 1e6, 1),
+    ]
+    speed = row.get("speed")
+    if not speed:
+        return [*cells, *"––––", ""]
+    return [
+        *cells,
+        f"{speed['decode_ms']:.4g}",
+        number(speed["speedup"], 2),
+        number(speed["intensity"], 2),
+        f"{speed['mfu']:.2%}",
+        f"{speed['source']}, {speed['device']}, batch {speed['batch']}, "
+        f"context {speed['context']}",
+    ]
+
+
 def render_timings(timings: Sequence[Mapping[str, Any]]) -> Table:
     """Return wall time, its share of the whole, and peak memory, a stage a row."""
     table = Table(title="Time and memory", title_justify="left")

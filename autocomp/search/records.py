@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.cost import EXACT, MODELLED, TIMES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.metric import KL, short_name
 from autocomp.core.plan import Plan
@@ -255,6 +255,10 @@ class TrialRecord:
                 f"but {', '.join(self.costs) or WEIGHT_BYTES}."
             )
         return self.costs[name]
+
+    def source_of(self, name: str) -> str:
+        """Return where a cost comes from; the times of old trials are all modelled."""
+        return self.sources.get(name, MODELLED if name in TIMES else EXACT)
 
     @property
     def within_limits(self) -> bool:
