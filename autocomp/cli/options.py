@@ -188,7 +188,7 @@ def study_config(
         ConfigError: As :func:`autocomp.config.load_config`.
     """
     budget, space, length = budget or Budget(), space or Space(), length or Length()
-    goal, limits = goal or Goal(), dataclasses.asdict(budget)
+    goal = goal or Goal()
     overrides = {
         "model": source.model,
         "seed": source.seed,
@@ -207,9 +207,15 @@ def study_config(
         "search.finish": length.finish,
         "search.workers": length.workers,
         "search.driver": length.driver,
-        "budget.device": limits.pop("cost_device"),
-    } | {f"budget.{key}": value for key, value in limits.items()}
+    } | budget_settings(budget)
     return load_config(source.config, overrides, source.assign or ())
+
+
+def budget_settings(budget: Budget) -> dict[str, Any]:
+    """Return the settings of a budget by dotted key, ``None`` for those that were not given."""
+    given = dataclasses.asdict(budget)
+    settings = {"budget.device": given.pop("cost_device")}
+    return settings | {f"budget.{key}": value for key, value in given.items()}
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
