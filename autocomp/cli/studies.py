@@ -96,6 +96,7 @@ def summarise(view: StudyView, repriced: "Repriced | None" = None) -> FrontInfo:
         "max_prefill_ms": view.setting("budget.max_prefill_ms"),
         "max_flops": view.setting("budget.max_flops"),
         "device": view.setting("budget.device"),
+        "times": view.setting("budget.times"),
         "seed": view.setting("seed"),
     }
     if study.metric == TASK_ERROR:

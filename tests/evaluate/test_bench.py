@@ -5,7 +5,6 @@ import time
 import pytest
 import torch
 
-from autocomp.core.errors import ConfigError
 from autocomp.core.plan import Plan
 from autocomp.core.spec import LayerSpec
 from autocomp.cost import Device, Workload, cost_model, native_infos
@@ -146,7 +145,3 @@ def test_the_overhead_is_fitted_on_whole_models(loaded):
     overhead = bench.overhead([spec], times, work, DECODE)
     assert overhead.runs == len(fit_plans(sketch, [spec])) == 8
     assert overhead.fixed_s + overhead.attention_s + overhead.mlp_s > 0
-    with pytest.raises(ConfigError, match="at least 4"):
-        from autocomp.cost.overhead import fit_overhead
-
-        fit_overhead([])
