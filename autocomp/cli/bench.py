@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from autocomp.core.spec import LayerSpec
     from autocomp.cost.times import ModelKey, Overhead
     from autocomp.evaluate.bench import Case, OpBench, Row
+    from autocomp.evaluate.latency import FolderTime
 
 SPECS = "rtn-w2g64,rtn-w3g64,rtn-w4g64,rtn-w4g64-sym,rtn-w6g64,rtn-w8g64,rtn-w8-sym"
 LOCAL = "local"
@@ -62,17 +63,20 @@ def bench(
     where: Where,
     output: Output,
     model: Annotated[
-        str | None, Argument(help="Hugging Face id, local folder, or smollm2-135m.")
+        str | None,
+        Argument(help="Hugging Face id, folder or smollm2-135m; a native folder is timed as is."),
     ] = None,
     out: Annotated[Path | None, Option(help="Also write the lines to a JSON file.")] = None,
 ) -> None:
     """Time packed weights at their shapes and batches, and the model around them.
 
-    The medians fill the table of this machine, by which --times measured looks costs up.
+    The medians fill the table of this machine, by which --times measured looks costs up. A native
+    folder fills nothing: it is loaded, timed, and compared with what the table predicts.
 
     - `autocomp bench --calibrate`
     - `autocomp bench smollm2-135m --batch 1,16 --context 512`, then
       `autocomp search smollm2-135m --max-decode-ms 20 --times measured --cost-device local`
+    - `autocomp bench best --context 512`
     - `autocomp bench --shapes smollm2,llama3-8b --spec gptq-w4g64,rtn-w8-sym --json`
     """
     if model is None and what.shapes is None and not where.calibrate:
@@ -83,7 +87,7 @@ def bench(
     with progress(quiet=output.quiet) as listener:
         session = _Session(what, where, listener)
         if model is not None:
-            session.time_model(model)
+            session.time_source(model)
         elif what.shapes is not None:
             session.time_shapes(what.shapes)
     found = session.to_json()
@@ -122,6 +126,7 @@ class _Session:
         self.batches = _counts(what.batch)
         self.lines: list[Row] = []
         self.fitted: dict[ModelKey, Overhead] = {}
+        self.folders: list[FolderTime] = []
 
     def time_shapes(self, names: str) -> None:
         """Time linears by shape."""
@@ -135,12 +140,42 @@ class _Session:
         cases = cases_of_shapes(shapes, specs, self.batches, forms.dtype)
         self._run(self._bench(forms), cases)
 
+    def time_source(self, source: str) -> None:
+        """Time a native folder as it is, or fill the table with what a model needs."""
+        from autocomp.layers.native import is_native
+
+        if is_native(source):
+            self.time_folder(Path(source))
+        else:
+            self.time_model(source)
+
+    def time_folder(self, folder: Path) -> None:
+        """Time the steps of a native folder."""
+        from autocomp.cost.models import Workload
+        from autocomp.evaluate.latency import time_folder
+
+        for batch in self.batches:
+            for phase in self.phases:
+                work = Workload(self.what.context, batch, self.where.name)
+                self.listener.start(f"{folder}, {phase} at batch {batch}")
+                found = time_folder(
+                    folder, work, phase, self.device, self.dtype, repeats=self.where.repeats
+                )
+                self.folders.append(found)
+                self.listener.finish(f"{found.median_ms:.4g} ms")
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases that were asked for."""
+        from autocomp.cost.times import DECODE, PREFILL
+
+        return (DECODE, PREFILL) if self.what.prefill else (DECODE,)
+
     def time_model(self, source: str) -> None:
         """Time the operations of a model, then whole models."""
         from autocomp.core.spec import LayerSpec
         from autocomp.cost.models import Workload
         from autocomp.cost.ops import model_key
-        from autocomp.cost.times import DECODE, PREFILL
         from autocomp.evaluate.bench import cases_of_model
         from autocomp.evaluate.forms import Forms
         from autocomp.evaluate.latency import ModelBench
@@ -153,7 +188,7 @@ class _Session:
         linear = [spec for spec in specs if spec.cache is None]
         loaded = None if what.ops_only else load(source)
         for batch in self.batches:
-            for phase in (DECODE, PREFILL) if what.prefill else (DECODE,):
+            for phase in self.phases:
                 work = Workload(what.context, batch, self.where.name)
                 self._run(self._bench(forms), cases_of_model(sketch, specs, work, phase))
                 if loaded is None:
@@ -196,6 +231,7 @@ class _Session:
             "table": str(path_of(self.where.name)) if self.lines else None,
             "rows": [line.to_json() for line in self.lines],
             "overheads": [asdict(key) | asdict(found) for key, found in self.fitted.items()],
+            "models": [asdict(found) for found in self.folders],
         }
 
     def facts(self) -> list[str]:
@@ -206,6 +242,14 @@ class _Session:
             f"{peaks.peak_flops_per_s / 1e9:.4g} GFLOP/s ({peaks.source})",
             f"conditions: {self.table.conditions}",
         ]
+        for timed in self.folders:
+            predicted = "nothing predicted"
+            if timed.predicted_ms is not None:
+                predicted = f"predicted {timed.predicted_ms:.4g} ms ({timed.source})"
+            lines.append(
+                f"{timed.phase} at batch {timed.batch}, context {timed.context}: "
+                f"{timed.median_ms:.4g} ms ± {timed.noise:.1%}, {predicted}"
+            )
         for key, found in self.fitted.items():
             lines.append(
                 f"{key.architecture}, {key.phase} at batch {key.batch}, context {key.context}: "

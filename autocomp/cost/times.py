@@ -108,7 +108,7 @@ class Conditions:
     """Under which all times of a table were measured.
 
     Args:
-        hardware: Processor or card.
+        hardware: Processor with its threads, or card.
         dtype: Compute dtype, such as ``float32``.
         threads: Of torch.
         versions: Packages that decide the time.
@@ -122,7 +122,7 @@ class Conditions:
     def __str__(self) -> str:
         """Return them in one line."""
         versions = ", ".join(f"{name} {value}" for name, value in self.versions.items())
-        return f"{self.hardware}, {self.dtype}, {self.threads} threads, {versions}"
+        return f"{self.hardware}, {self.dtype}, {versions}"
 
 
 @dataclass(frozen=True)

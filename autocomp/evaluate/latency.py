@@ -8,7 +8,7 @@ import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,26 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from autocomp.core.cost import DECODE_MS, MIXED, PREFILL_MS
+from autocomp.core.errors import ConfigError
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.cost import cost_model
 from autocomp.cost.bytes import is_bypassed
 from autocomp.cost.models import Workload
 from autocomp.cost.ops import is_attention, plan_ops
 from autocomp.cost.overhead import ModelRun, fit_overhead
-from autocomp.cost.times import PREFILL, OpKey, OpTime, Overhead
+from autocomp.cost.times import DECODE, PREFILL, OpKey, OpTime, Overhead
 from autocomp.evaluate.forms import Forms
 from autocomp.evaluate.timing import REPEATS, WARM_UP, Call, Timing, interleaved
 from autocomp.layers.cache import CACHE_NAMES
-from autocomp.layers.native import load, write_native
+from autocomp.layers.native import load, native_sketch, read_plan, write_native
 from autocomp.models import LoadedModel
 
 BYPASS = LayerSpec.parse("bypass")
+COSTS = {DECODE: DECODE_MS, PREFILL: PREFILL_MS}
+"""Name of the time of each phase."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,72 @@ class ModelBench:
                 for plan, timing in zip(plans, timings, strict=True)
             ]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FolderTime:
+    """How long a step of a stored model takes, beside what was predicted.
+
+    Args:
+        phase: ``decode`` or ``prefill``.
+        batch: Sequences.
+        context: Tokens a sequence.
+        median_ms: Measured, milliseconds.
+        noise: Half the interquartile range over the median.
+        repeats: Samples.
+        predicted_ms: From the device's table; ``None`` where it has none.
+        source: Where the prediction comes from; empty without one.
+    """
+
+    phase: str
+    batch: int
+    context: int
+    median_ms: float
+    noise: float
+    repeats: int
+    predicted_ms: float | None
+    source: str
+
+
+def time_folder(
+    folder: Path,
+    workload: Workload,
+    phase: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    repeats: int = REPEATS,
+) -> FolderTime:
+    """Load a native folder as a user does and time its step.
+
+    Args:
+        folder: The folder.
+        workload: Context, batch and the device whose table predicts.
+        phase: ``decode`` or ``prefill``.
+        device: Where.
+        dtype: Compute dtype.
+        repeats: Samples.
+    """
+    model = load(folder, device=str(device), dtype=dtype)
+    calls = [step(model, workload, phase, repeats)]
+    (timing,) = interleaved([calls], device, repeats=repeats)
+    predicted, source = None, ""
+    try:
+        found = cost_model(COSTS[phase], native_sketch(folder), replace(workload, times=MIXED))
+        plan = read_plan(folder)
+        predicted, source = found.predict(plan) * found.tick, found.source_of(plan)
+    except ConfigError:  # nothing was measured on this device
+        pass
+    return FolderTime(
+        phase=phase,
+        batch=workload.batch,
+        context=workload.context,
+        median_ms=1e3 * timing.seconds,
+        noise=timing.noise,
+        repeats=timing.repeats,
+        predicted_ms=predicted,
+        source=source,
+    )
 
 
 def run_of(

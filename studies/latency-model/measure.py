@@ -28,7 +28,7 @@ from autocomp.cost.ops import model_key
 from autocomp.cost.times import DECODE, PREFILL, TimeTable
 from autocomp.evaluate.bench import OpBench, cases_of_model, conditions
 from autocomp.evaluate.forms import Forms
-from autocomp.evaluate.latency import BYPASS, ModelBench
+from autocomp.evaluate.latency import BYPASS, COSTS, ModelBench
 from autocomp.evaluate.timing import REPEATS, Timing
 from autocomp.evaluate.winner import rank_correlation
 from autocomp.models import LoadedModel, load
@@ -38,7 +38,6 @@ SPECS = "rtn-w2g64,rtn-w3g64,rtn-w4g64-sym,rtn-w6g64,rtn-w8-sym"
 DEVICE = "latency-model"
 CANDIDATES = 600
 MOST_DROPPED = 0.6
-COSTS = {DECODE: "decode_ms", PREFILL: "prefill_ms"}
 
 
 def fits(sketch: Sketch, site: str, spec: LayerSpec) -> bool:

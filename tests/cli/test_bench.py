@@ -3,6 +3,13 @@
 import json
 
 import pytest
+import torch
+
+from autocomp.core.plan import Plan
+from autocomp.core.spec import LayerSpec
+from autocomp.evaluate.forms import Forms
+from autocomp.evaluate.latency import ModelBench
+from autocomp.models import load
 
 SMALL = ("--repeats", 3, "--quiet", "--device", "cpu", "--dtype", "float32")
 
@@ -12,6 +19,14 @@ def quick_peaks(monkeypatch):
     monkeypatch.setattr("autocomp.evaluate.peaks.MEMORY_BYTES", 2**16)
     monkeypatch.setattr("autocomp.evaluate.peaks.PRODUCT_SIZE", 64)
     monkeypatch.setattr("autocomp.evaluate.bench.COLD_BYTES", 2**14)
+
+
+def made_of(source, token):
+    """Return a context of a native folder of a model with all linears in one format."""
+    loaded = load(str(source))
+    linears = [site.name for site in loaded.sketch.sites if site.kind == "linear"]
+    bench = ModelBench(loaded, torch.device("cpu"), torch.float32, Forms(loaded.sketch.dtype))
+    return bench.folder(Plan(dict.fromkeys(linears, LayerSpec.parse(token))))
 
 
 def test_a_shape_as_json_and_a_table_that_a_search_finds(run, tmp_path):
@@ -62,6 +77,15 @@ def test_a_model_fills_what_a_limit_needs(run, tiny_llama_path):
     found = run("check", tiny_llama_path, *options, *cost, *limits, "--json")
     assert found.code == 0
     assert json.loads(found.out)["estimate"]["costs"]["decode_ms"]["source"] == "measured"
+    with made_of(tiny_llama_path, "rtn-w4g16") as folder:
+        timed = run("bench", folder, "--context", 16, *SMALL, "--json")
+        (model,) = json.loads(timed.out)["models"]
+        assert model["source"] == "measured"
+        assert min(model["median_ms"], model["predicted_ms"]) > 0
+        shown = run("bench", folder, "--context", 12, "--batch", 2, "--prefill", *SMALL).out
+    assert "decode at batch 2, context 12: " in shown
+    assert "prefill at batch 2, context 12: " in shown
+    assert "(mixed)" in shown
     missing = run("check", tiny_llama_path, *options, *cost, "--max-prefill-ms", 1e6)
     assert missing.code == 2
     assert "autocomp bench" in missing.err

@@ -21,6 +21,11 @@ CPU = torch.device("cpu")
 SHAPE = (32, 64)
 
 
+@pytest.fixture(autouse=True)
+def few_copies(monkeypatch):
+    monkeypatch.setattr("autocomp.evaluate.bench.COLD_BYTES", 2**13)
+
+
 def test_tasks_take_turns_and_warm_up_does_not_count():
     order: list[str] = []
     pauses = iter([0.05, 0.05] + [0.0] * 10)

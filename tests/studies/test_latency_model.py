@@ -42,7 +42,9 @@ def test_plans_mix_formats_and_drop_sub_blocks(study, tiny_llama_path):
     assert all(plan[name] != specs[1] for plan in plans for name in narrow)
 
 
-def test_it_predicts_measures_and_writes(study, tiny_llama_path, tmp_path, capsys):
+def test_it_predicts_measures_and_writes(study, tiny_llama_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("autocomp.evaluate.bench.COLD_BYTES", 2**13)
+    monkeypatch.setattr(study, "CANDIDATES", 20)
     out = tmp_path / "new" / "latency.json"
     study.main(
         ["--model", str(tiny_llama_path), "--plans", "3", "--specs", "rtn-w4g16,rtn-w8g16",
