@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocomp.cli.options import Place
 from autocomp.config import StudyConfig
-from autocomp.core.cost import LIMITS, WEIGHT_BYTES
+from autocomp.core.cost import LIMITS, TIMES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.metric import TASK_ERROR
 from autocomp.env import storage_url
@@ -73,6 +73,7 @@ def summarise(view: StudyView, repriced: "Repriced | None" = None) -> FrontInfo:
         view: The study.
         repriced: Its trials with another cost than the one that it minimises.
     """
+    from autocomp.search.joint import joint_front
     from autocomp.search.reprice import finished_efficiency
     from autocomp.search.result import (
         agreement_of,
@@ -122,7 +123,20 @@ def summarise(view: StudyView, repriced: "Repriced | None" = None) -> FrontInfo:
         timings=timings_of(view.study_dir),
         settings=settings,
     )
-    return replace(info, efficiency=tuple(found), roofline=_roofline(found))
+    joint = joint_front(records, study.metric, _limits(view, repriced))
+    return replace(
+        info,
+        efficiency=tuple(found),
+        roofline=_roofline(found),
+        joint=None if joint is None else joint.to_json(),
+    )
+
+
+def _limits(view: StudyView, repriced: "Repriced | None") -> dict[str, float]:
+    """Return the limits of a study by name of the cost; those of other devices' times are none."""
+    found = {cost: view.setting(f"budget.{key}") for cost, key in LIMITS.items()}
+    skipped = TIMES if repriced is not None else ()
+    return {cost: value for cost, value in found.items() if value and cost not in skipped}
 
 
 def _axis(view: StudyView, repriced: "Repriced | None") -> CostAxis:

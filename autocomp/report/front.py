@@ -169,6 +169,8 @@ class FrontInfo:
         efficiency: ``trial`` and the JSON of its
             :class:`~autocomp.evaluate.record.Efficiency`, a row a finished plan.
         roofline: Those plans under the roof of a device, if there is one.
+        joint: The front over all costs: ``reference`` by name, ``trials``, ``hypervolume``,
+            ``share``; ``None`` where there is one cost.
     """
 
     points: tuple[Point, ...]
@@ -183,6 +185,7 @@ class FrontInfo:
     timings: tuple[Mapping[str, Any], ...] = ()
     efficiency: tuple[Mapping[str, Any], ...] = ()
     roofline: RooflineInfo | None = None
+    joint: Mapping[str, Any] | None = None
 
     @property
     def cost(self) -> str:
@@ -225,6 +228,7 @@ class FrontInfo:
             "best_uniform": self.best_uniform,
             "front": [p.to_json(self.metric, self.cost) for p in self.front],
             "hypervolume": self.axis.growth and self.axis.growth.to_json(),
+            "joint_front": None if self.joint is None else dict(self.joint),
             **self.conclusion.to_json(),
             "families": [dict(row) for row in self.families],
             "timings": [dict(row) for row in self.timings],

@@ -155,7 +155,12 @@ def test_the_command_line_prices_anew_and_draws_the_roof(searched, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "<h2>Roofline</h2>" in text
     assert "decoding a token, ms (modelled)" in text
+    joint = data["joint_front"]
+    assert list(joint["reference"]) == ["kl_nats", WEIGHT_BYTES, DECODE_MS]
+    assert joint["reference"][WEIGHT_BYTES] == 1_000_000
+    assert 0 < joint["share"] < 1
     plain = CliRunner().invoke(app, ["front", str(study_dir)])
+    assert "front of kl_nats × weight_bytes × decode_ms" in plain.stdout
     assert "Efficiency of finished plans" in plain.stdout
     assert "measured, bench-test" in plain.stdout
     wrong = CliRunner().invoke(app, ["front", str(study_dir), "--cost", "seconds"])

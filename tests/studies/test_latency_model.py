@@ -63,6 +63,7 @@ def test_it_predicts_measures_and_writes(study, tiny_llama_path, tmp_path, capsy
     assert "rank correlation" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_of_a_fresh_process_holds_the_file(tiny_llama_path, tmp_path):
     out = tmp_path / "memory.json"
     imported("memory").main(
