@@ -60,4 +60,5 @@ def fit_overhead(runs: Sequence[ModelRun]) -> Overhead:
     size = np.maximum(np.linalg.norm(table, axis=0), np.finfo(float).tiny)
     terms = nnls(table / size, np.ones(len(runs)))[0] / size
     error = float(np.median(np.abs(table @ terms - 1)))
-    return Overhead(*map(float, terms), runs=len(runs), error=error)
+    scale, fixed, attention, mlp = map(float, terms)
+    return Overhead(scale, fixed, attention, mlp, len(runs), error)

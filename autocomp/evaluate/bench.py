@@ -123,13 +123,13 @@ def cases_of_model(
         if site.kind == "subblock":
             continue
         for spec in (DENSE, *specs):
-            if spec == DENSE or _applies(spec, site.kind, site.shape):
+            if spec == DENSE or applies(spec, site.kind, site.shape):
                 for key in site_ops(sketch, site.name, spec, workload, phase):
                     found.setdefault(key, Case(key, spec))
     return list(found.values())
 
 
-def _applies(spec: LayerSpec, kind: SiteKind, shape: tuple[int, int]) -> bool:
+def applies(spec: LayerSpec, kind: SiteKind, shape: tuple[int, int]) -> bool:
     """Return whether a spec goes with a site of a kind and a shape."""
     try:
         load_object("autocomp.methods.compose:check")(spec, kind, shape)
@@ -155,7 +155,7 @@ def cases_of_shapes(
         for shape in shapes
         for count in rows
         for spec in dict.fromkeys((DENSE, *specs))
-        if spec == DENSE or _applies(spec, "linear", shape)
+        if spec == DENSE or applies(spec, "linear", shape)
     ]
 
 

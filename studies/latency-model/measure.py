@@ -26,7 +26,7 @@ from autocomp.cost import Workload, cost_model
 from autocomp.cost.bytes import is_bypassed
 from autocomp.cost.ops import model_key
 from autocomp.cost.times import DECODE, PREFILL, TimeTable
-from autocomp.evaluate.bench import OpBench, cases_of_model, conditions
+from autocomp.evaluate.bench import OpBench, applies, cases_of_model, conditions
 from autocomp.evaluate.forms import Forms
 from autocomp.evaluate.latency import BYPASS, COSTS, ModelBench
 from autocomp.evaluate.timing import REPEATS, Timing
@@ -40,12 +40,6 @@ CANDIDATES = 600
 MOST_DROPPED = 0.6
 
 
-def fits(sketch: Sketch, site: str, spec: LayerSpec) -> bool:
-    """Return whether the groups of a spec divide the inputs of a site."""
-    group = getattr(spec.quantizer, "group_size", None)
-    return group is None or sketch[site].shape[1] % group == 0
-
-
 def random_plan(sketch: Sketch, specs: Sequence[LayerSpec], rng: np.random.Generator) -> Plan:
     """Return a plan with its own mixture of options and its own share of dropped sub-blocks."""
     options = [DENSE, *specs]
@@ -57,7 +51,8 @@ def random_plan(sketch: Sketch, specs: Sequence[LayerSpec], rng: np.random.Gener
             layers[site.name] = BYPASS if rng.random() < drop else DENSE
         elif site.kind != "cache":
             chosen = options[rng.choice(len(options), p=weights)]
-            layers[site.name] = chosen if fits(sketch, site.name, chosen) else DENSE
+            fits = chosen == DENSE or applies(chosen, site.kind, site.shape)
+            layers[site.name] = chosen if fits else DENSE
     plan = Plan(layers)
     gone = [name for name in layers if is_bypassed(sketch, plan, name)]
     return Plan(layers | dict.fromkeys(gone, DENSE))
