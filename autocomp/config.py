@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from autocomp.core.cost import DECODE_MS, LIMITS, WEIGHT_BYTES
+from autocomp.core.cost import LIMITS, MODELLED, TIMES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
 from autocomp.core.metric import KL, TASK_ERROR
@@ -29,6 +29,8 @@ from autocomp.core.variant import variant_spec
 PRESETS = "autocomp.search_spaces.presets"
 _LATER = {
     "budget.max_decode_ms": None,
+    "budget.max_prefill_ms": None,
+    "budget.times": MODELLED,
     "budget.max_flops": None,
     "objective.cost": WEIGHT_BYTES,
     "space.tied": False,
@@ -111,12 +113,15 @@ class ObjectiveConfig(_Strict):
     ``arc_easy``. They are read from the hub, or from the files in ``data_dir``. ``rungs`` are the
     sizes of its fidelity ladder in examples, cheap to full, and ``heldout_examples`` are others,
     which decide between finalists; both shrink where the tasks have fewer. ``cost`` is the second
-    axis of the front: bytes of the weight file, peak memory, or time or operations of decoding a
-    token, for the context, batch and device of the budget.
+    axis of the front: bytes of the weight file, peak memory, time of decoding a token or reading
+    the context, or operations of decoding a token, for the context, batch and device of the
+    budget.
     """
 
     metric: Literal["kl_nats", "perplexity", "task_error"] = KL
-    cost: Literal["weight_bytes", "peak_memory_bytes", "decode_ms", "flops"] = WEIGHT_BYTES
+    cost: Literal["weight_bytes", "peak_memory_bytes", "decode_ms", "prefill_ms", "flops"] = (
+        WEIGHT_BYTES
+    )
     tasks: tuple[str, ...] = ()
     data_dir: str | None = None
     rungs: tuple[Count, ...] = Field(default=(64, 256, 1024), min_length=1)
@@ -178,20 +183,24 @@ class SpaceConfig(_Strict):
 
 
 class BudgetConfig(_Strict):
-    """What a plan may cost, of any of four: every limit that is given holds.
+    """What a plan may cost, of any of five: every limit that is given holds.
 
     Bytes of the weight file; peak memory at a context and batch; milliseconds of decoding one
-    token of every sequence there, modelled for a ``device`` (``autocomp ls devices``); operations
-    of decoding one token, such as ``200M``.
+    token of every sequence there, and of reading every context, on a ``device`` (``autocomp ls
+    devices``); operations of decoding one token, such as ``200M``. ``times`` are ``modelled`` by a
+    roofline, ``measured`` (``autocomp bench``), or ``mixed``: measured, with scaled rooflines for
+    what was not.
     """
 
     max_bytes: Bytes | None = None
     max_memory: Bytes | None = None
     max_decode_ms: Annotated[float, Field(gt=0)] | None = None
+    max_prefill_ms: Annotated[float, Field(gt=0)] | None = None
     max_flops: Flops | None = None
     context: Count = 2048
     batch: Count = 1
     device: str = "h100"
+    times: Literal["modelled", "measured", "mixed"] = MODELLED
 
     @property
     def limits(self) -> dict[str, float]:
@@ -365,8 +374,8 @@ def fingerprint(config: StudyConfig) -> dict[str, Any]:
         unread = {"data_dir"}
     hidden = {f"objective.{name}" for name in unread}
     hidden |= {key for key, unused in _LATER.items() if flat.get(key) == unused}
-    if DECODE_MS not in (config.objective.cost, *config.budget.limits):
-        hidden.add("budget.device")
+    if not set(TIMES) & {config.objective.cost, *config.budget.limits}:
+        hidden |= {"budget.device", "budget.times"}
     return {key: value for key, value in flat.items() if value != [] and key not in hidden}
 
 

@@ -23,6 +23,16 @@ def reference_dir() -> Path:
     return Path(folder).expanduser() if folder else cache_dir() / "models"
 
 
+def devices_dir() -> Path:
+    """Return the folder of device files that ``autocomp bench --calibrate`` writes."""
+    return cache_dir() / "devices"
+
+
+def times_dir() -> Path:
+    """Return the folder of measured times that ``autocomp bench`` writes."""
+    return cache_dir() / "times"
+
+
 def storage_url() -> str | None:
     """Return the study storage of ``AUTOCOMP_STORAGE``, else ``OPTUNA_STORAGE``, else ``None``."""
     return os.environ.get("AUTOCOMP_STORAGE") or os.environ.get("OPTUNA_STORAGE") or None

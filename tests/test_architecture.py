@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "search_spaces": {"core"},
     "data": FOUNDATION | {"env"},
     "models": FOUNDATION | {"env"},
-    "cost": FOUNDATION,
+    "cost": FOUNDATION | {"env"},
     "calibrate": MODEL_SIDE,
     "layers": RUNTIME - {"layers"},
     "evaluate": RUNTIME,

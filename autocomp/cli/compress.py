@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 from autocomp.cli.console import progress, show, show_json
 from autocomp.cli.libraries import quiet_libraries
-from autocomp.cli.options import Output
+from autocomp.cli.options import Budget, Output, budget_settings
 from autocomp.config import load_config
 from autocomp.core.errors import ConfigError, ExportError
 from autocomp.core.registry import METHODS
@@ -18,6 +18,7 @@ from autocomp.report.table import megabytes
 def compress(
     model: Annotated[str, Argument(help="Hugging Face id, local folder, or smollm2-135m.")],
     out: Annotated[Path, Option(help="Folder to write; must be empty or absent.")],
+    budget: Budget,
     output: Output,
     spec: Annotated[
         str, Option("--method", help="Method, or a whole token: wanda-2:4+gptq-w4g64.")
@@ -37,6 +38,8 @@ def compress(
 ) -> None:
     """Apply one method to every linear and write a native folder.
 
+    A limit that the result would break is refused before any work, with exit code 3.
+
     - `autocomp compress smollm2-135m --method gptq --bits 4 --group-size 64 --out q4`
     - `autocomp compress smollm2-135m --method sparsegpt-2:4+gptq-w6g64 --out sparse`
     """
@@ -48,6 +51,7 @@ def compress(
             "data.corpus": data,
             "data.calibration": calibration,
             "search.finish": finish,
+            **budget_settings(budget),
         },
     )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

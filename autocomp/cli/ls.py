@@ -112,15 +112,18 @@ def _tasks() -> list[dict[str, str]]:
 
 
 def _devices() -> list[dict[str, str]]:
-    """Return the devices that a time can be modelled for, with their peak figures."""
+    """Return the devices that a time can be of, with their peak figures."""
     from autocomp.cost.device import Device, device_names
+    from autocomp.cost.times import measured_devices
 
+    measured = measured_devices()
     return [
         {
             "name": name,
             "summary": (found := Device.named(name)).name,
-            "memory": f"{found.memory_bandwidth_bytes_per_s / 1e12:.3g} TB/s",
-            "bf16": f"{found.peak_flops_per_s / 1e12:.4g} TFLOP/s",
+            "memory": f"{found.memory_bandwidth_bytes_per_s / 1e9:.4g} GB/s",
+            "peak": f"{found.peak_flops_per_s / 1e12:.4g} TFLOP/s",
+            "times": "measured" if name in measured else "modelled",
             "source": found.source,
         }
         for name in device_names()

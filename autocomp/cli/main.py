@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from autocomp import __version__
 from autocomp.cli import (
+    bench,
     check,
     compress,
     data,
@@ -105,6 +106,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate.evaluate,
     "generate": generate.generate,
     "compress": compress.compress,
+    "bench": bench.bench,
     "data": data.data,
     "tasks": tasks.tasks,
     "ls": ls.ls,

@@ -49,7 +49,15 @@ class Budget:
     max_decode_ms: Annotated[
         float | None,
         Option(
-            help="Decoding a token of every sequence, modelled for --cost-device.",
+            help="Decoding a token of every sequence on --cost-device.",
+            rich_help_panel="Budget",
+            metavar="MS",
+        ),
+    ] = None
+    max_prefill_ms: Annotated[
+        float | None,
+        Option(
+            help="Reading the context of every sequence on --cost-device.",
             rich_help_panel="Budget",
             metavar="MS",
         ),
@@ -71,7 +79,15 @@ class Budget:
     ] = None
     cost_device: Annotated[
         str | None,
-        Option(help="Device of --max-decode-ms (autocomp ls devices).", rich_help_panel="Budget"),
+        Option(help="Device of times (autocomp ls devices).", rich_help_panel="Budget"),
+    ] = None
+    times: Annotated[
+        str | None,
+        Option(
+            help="modelled (roofline), measured (autocomp bench), or mixed: scaled rooflines for "
+            "what was not measured.",
+            rich_help_panel="Budget",
+        ),
     ] = None
 
 
@@ -89,7 +105,7 @@ class Goal:
     cost: Annotated[
         str | None,
         Option(
-            help="Second axis: weight_bytes, peak_memory_bytes, decode_ms, flops.",
+            help="Second axis: weight_bytes, peak_memory_bytes, decode_ms, prefill_ms, flops.",
             rich_help_panel="Goal",
         ),
     ] = None
@@ -172,7 +188,7 @@ def study_config(
         ConfigError: As :func:`autocomp.config.load_config`.
     """
     budget, space, length = budget or Budget(), space or Space(), length or Length()
-    goal, limits = goal or Goal(), dataclasses.asdict(budget)
+    goal = goal or Goal()
     overrides = {
         "model": source.model,
         "seed": source.seed,
@@ -191,9 +207,15 @@ def study_config(
         "search.finish": length.finish,
         "search.workers": length.workers,
         "search.driver": length.driver,
-        "budget.device": limits.pop("cost_device"),
-    } | {f"budget.{key}": value for key, value in limits.items()}
+    } | budget_settings(budget)
     return load_config(source.config, overrides, source.assign or ())
+
+
+def budget_settings(budget: Budget) -> dict[str, Any]:
+    """Return the settings of a budget by dotted key, ``None`` for those that were not given."""
+    given = dataclasses.asdict(budget)
+    settings = {"budget.device": given.pop("cost_device")}
+    return settings | {f"budget.{key}": value for key, value in given.items()}
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:

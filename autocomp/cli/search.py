@@ -25,7 +25,13 @@ from autocomp.config import StudyConfig
 from autocomp.core.errors import InfeasibleError
 from autocomp.core.metric import KL, short_name
 from autocomp.report.front import FrontInfo
-from autocomp.report.table import megabytes, render_families, render_table, render_timings
+from autocomp.report.table import (
+    megabytes,
+    render_efficiency,
+    render_families,
+    render_table,
+    render_timings,
+)
 
 if TYPE_CHECKING:
     from autocomp.search.result import SearchResult
@@ -93,6 +99,12 @@ def _searched(
 def report(info: FrontInfo) -> list[RenderableType]:
     """Return the tables of a front: plans, families and, where known, timings."""
     tables: list[RenderableType] = [render_table(info), render_families(info)]
+    if info.joint is not None:
+        tables.append(
+            f"front of {' × '.join(info.joint['reference'])}: {len(info.joint['trials'])} plans, "
+            f"hypervolume {info.joint['share']:.3f} of the box to the limits and worst baselines"
+        )
+    tables += [render_efficiency(info.efficiency)] if info.efficiency else []
     return tables + ([render_timings(info.timings)] if info.timings else [])
 
 

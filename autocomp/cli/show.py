@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from rich.console import RenderableType
 from rich.table import Table
 from typer import Argument, Option
 
@@ -10,8 +11,9 @@ from autocomp.cli.console import show, show_json
 from autocomp.cli.libraries import quiet_libraries
 from autocomp.cli.options import Output
 from autocomp.cli.studies import choose_trial, open_view
+from autocomp.core.cost import format_cost
 from autocomp.core.metric import KL, short_name
-from autocomp.report.table import megabytes, number
+from autocomp.report.table import megabytes, number, render_efficiency
 
 if TYPE_CHECKING:
     from autocomp.search.explain import Alternative, PlanTable
@@ -44,7 +46,19 @@ def show_plan(
     if output.json:
         show_json(found.to_json())
     else:
-        show(plan_table(found, alternatives))
+        show(plan_table(found, alternatives), *facts(found))
+
+
+def facts(found: "PlanTable") -> list[RenderableType]:
+    """Return what the plan costs, with where that comes from, and its efficiency if finished."""
+    from autocomp.search.reprice import finished_efficiency
+
+    record, parts = found.record, []
+    for cost, value in record.costs.items():
+        parts.append(f"{cost} {format_cost(cost, value)} ({record.source_of(cost)})")
+    rows = finished_efficiency([record])
+    lines: list[RenderableType] = ["costs: " + ", ".join(parts)] if parts else []
+    return lines + ([render_efficiency(rows)] if rows else [])
 
 
 def plan_table(found: "PlanTable", count: int) -> Table:

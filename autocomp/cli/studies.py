@@ -1,20 +1,23 @@
 """Finding, opening and summarising a study for the commands that read one."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocomp.cli.options import Place
 from autocomp.config import StudyConfig
-from autocomp.core.cost import LIMITS, WEIGHT_BYTES
+from autocomp.core.cost import LIMITS, TIMES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.metric import TASK_ERROR
 from autocomp.env import storage_url
 from autocomp.report.conclusion import Conclusion
 from autocomp.report.front import CostAxis, FrontInfo, front_info
+from autocomp.report.roofline import RooflineInfo, roofline_info
 
 if TYPE_CHECKING:
+    from autocomp.search.reprice import Repriced
     from autocomp.search.study import Study
 
 JOURNAL = "journal.log"
@@ -63,12 +66,17 @@ def open_view(reference: str) -> StudyView:
     return StudyView(Study.open_existing(storage or reference), reference, storage)
 
 
-def summarise(view: StudyView) -> FrontInfo:
-    """Return the front of a study with the settings that its figures depend on."""
-    from autocomp.search.hypervolume import curve_of
+def summarise(view: StudyView, repriced: "Repriced | None" = None) -> FrontInfo:
+    """Return the front of a study with the settings that its figures depend on.
+
+    Args:
+        view: The study.
+        repriced: Its trials with another cost than the one that it minimises.
+    """
+    from autocomp.search.joint import joint_front
+    from autocomp.search.reprice import finished_efficiency
     from autocomp.search.result import (
         agreement_of,
-        cost_sources,
         curse_of,
         family_rows,
         finalist_rows,
@@ -86,8 +94,10 @@ def summarise(view: StudyView) -> FrontInfo:
         "max_bytes": view.setting("budget.max_bytes"),
         "max_memory": view.setting("budget.max_memory"),
         "max_decode_ms": view.setting("budget.max_decode_ms"),
+        "max_prefill_ms": view.setting("budget.max_prefill_ms"),
         "max_flops": view.setting("budget.max_flops"),
         "device": view.setting("budget.device"),
+        "times": view.setting("budget.times"),
         "seed": view.setting("seed"),
     }
     if study.metric == TASK_ERROR:
@@ -95,17 +105,14 @@ def summarise(view: StudyView) -> FrontInfo:
             "tasks": ",".join(view.setting("objective.tasks", ())),
             "examples": view.setting("objective.rungs", [None])[-1],
         }
-    records = study.records()
-    return front_info(
+    records = study.records() if repriced is None else repriced.records
+    front = [p.number for p in study.front().points] if repriced is None else repriced.front
+    found = finished_efficiency(records) if repriced is None else repriced.efficiency
+    info = front_info(
         records,
-        (point.number for point in study.front().points),
+        front,
         metric=study.metric,
-        axis=CostAxis(
-            name=study.cost,
-            limit=view.setting(f"budget.{LIMITS[study.cost]}"),
-            sources=cost_sources(study),
-            growth=curve_of(study),
-        ),
+        axis=_axis(view, repriced),
         conclusion=Conclusion(
             curse=curse_of(records),
             finalists=tuple(finalist_rows(records, study.metric)),
@@ -116,6 +123,50 @@ def summarise(view: StudyView) -> FrontInfo:
         timings=timings_of(view.study_dir),
         settings=settings,
     )
+    joint = joint_front(records, study.metric, _limits(view, repriced))
+    return replace(
+        info,
+        efficiency=tuple(found),
+        roofline=_roofline(found),
+        joint=None if joint is None else joint.to_json(),
+    )
+
+
+def _limits(view: StudyView, repriced: "Repriced | None") -> dict[str, float]:
+    """Return the limits of a study by name of the cost; those of other devices' times are none."""
+    found = {cost: view.setting(f"budget.{key}") for cost, key in LIMITS.items()}
+    skipped = TIMES if repriced is not None else ()
+    return {cost: value for cost, value in found.items() if value and cost not in skipped}
+
+
+def _axis(view: StudyView, repriced: "Repriced | None") -> CostAxis:
+    """Return the cost of a front: what the study minimises, or what it was priced anew in."""
+    from autocomp.search.hypervolume import curve, curve_of
+    from autocomp.search.result import cost_sources
+
+    study = view.study
+    if repriced is None:
+        return CostAxis(
+            name=study.cost,
+            limit=view.setting(f"budget.{LIMITS[study.cost]}"),
+            sources=cost_sources(study),
+            growth=curve_of(study),
+        )
+    return CostAxis(
+        name=repriced.cost,
+        sources={repriced.cost: repriced.source},
+        growth=curve(repriced.records, study.metric, repriced.cost),
+    )
+
+
+def _roofline(rows: Sequence[Mapping[str, Any]]) -> RooflineInfo | None:
+    """Return finished plans under the roof of their device, where this machine knows it."""
+    from autocomp.cost import Device, device_names
+
+    names = {row["speed"]["device"] for row in rows if row.get("speed")}
+    if len(names) != 1 or not names <= set(device_names()):
+        return None
+    return roofline_info(Device.named(names.pop()), rows)
 
 
 def timings_of(study_dir: Path) -> list[dict[str, Any]]:

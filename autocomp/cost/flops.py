@@ -53,7 +53,7 @@ def site_flops(sketch: Sketch, site: str, spec: LayerSpec, *, context: int) -> i
     if kind == "cache":
         *_, output, _ = sketch[sketch.owner[site]].members
         return 4 * sketch[output].shape[1] * context
-    if kind == "linear" or site == _head(sketch):
+    if kind == "linear" or site == logits_site(sketch):
         return 2 * site_layout(sketch, site, spec).multiply_adds
     return 0
 
@@ -87,7 +87,7 @@ def prefill_flops(sketch: Sketch, plan: Plan, *, context: int) -> int:
     return context * linears + attentions * (context * (context + 1) // 2) + head
 
 
-def _head(sketch: Sketch) -> str:
+def logits_site(sketch: Sketch) -> str:
     """Return the site that makes the logits: a head of its own, or the tied embedding."""
     tables = {site.kind: site.name for site in sketch.weights() if site.kind != "linear"}
     return tables.get("head", tables["embedding"])

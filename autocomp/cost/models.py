@@ -10,9 +10,17 @@ https://doi.org/10.1145/1498765.1498785
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
-from autocomp.core.cost import DECODE_MS, FLOPS, PEAK_MEMORY_BYTES, WEIGHT_BYTES
+from autocomp.core.cost import (
+    DECODE_MS,
+    EXACT,
+    FLOPS,
+    MODELLED,
+    PEAK_MEMORY_BYTES,
+    PREFILL_MS,
+    WEIGHT_BYTES,
+)
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
@@ -28,8 +36,6 @@ from autocomp.cost.device import Device
 from autocomp.cost.flops import site_flops
 from autocomp.cost.memory import activation_bytes, cache_bytes
 
-Source = Literal["exact", "modelled", "measured"]
-
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -39,11 +45,13 @@ class Workload:
         context: Tokens a sequence, those in the cache included.
         batch: Sequences at a time.
         device: Name of the device that times are of.
+        times: Where times come from: ``modelled``, ``measured`` or ``mixed``.
     """
 
     context: int
     batch: int
     device: str
+    times: str = MODELLED
 
 
 class CostModel(Protocol):
@@ -52,8 +60,8 @@ class CostModel(Protocol):
     name: ClassVar[str]
     """Its name in settings and files."""
 
-    source: ClassVar[Source]
-    """Whether it is known from shapes, modelled, or looked up in measurements."""
+    source: ClassVar[str]
+    """Where its values come from: one of ``autocomp.core.cost.SOURCES``."""
 
     tick: ClassVar[float]
     """Size of a tick in the unit of the name."""
@@ -69,10 +77,14 @@ class CostModel(Protocol):
     def predict(self, plan: Plan) -> int:
         """Return the ticks of a plan: at most :meth:`fixed` and the sum over what it keeps."""
 
+    def source_of(self, plan: Plan) -> str:
+        """Return where the cost of one plan comes from."""
 
-class _Additive:
+
+class Additive:
     """A cost that is exactly what its sites add up to."""
 
+    source: ClassVar[str] = EXACT
     tick: ClassVar[float] = 1
 
     def __init__(self, sketch: Sketch, workload: Workload) -> None:
@@ -89,15 +101,21 @@ class _Additive:
 
     def predict(self, plan: Plan) -> int:
         """Return the ticks of a plan."""
-        kept = (s.name for s in self.sketch.sites if not is_bypassed(self.sketch, plan, s.name))
-        return self.fixed() + sum(self.site(name, plan[name]) for name in kept)
+        return self.fixed() + sum(self.site(name, plan[name]) for name in self.kept(plan))
+
+    def kept(self, plan: Plan) -> list[str]:
+        """Return the sites that lie in no sub-block that a plan bypasses."""
+        return [s.name for s in self.sketch.sites if not is_bypassed(self.sketch, plan, s.name)]
+
+    def source_of(self, plan: Plan) -> str:
+        """Return where the cost of one plan comes from."""
+        return self.source
 
 
-class WeightBytes(_Additive):
+class WeightBytes(Additive):
     """Size of the weight file, exact to the byte; sites count with room for their header."""
 
     name: ClassVar[str] = WEIGHT_BYTES
-    source: ClassVar[Source] = "exact"
 
     def fixed(self) -> int:
         """Return the bytes of what no decision changes."""
@@ -112,11 +130,10 @@ class WeightBytes(_Additive):
         return weight_bytes(self.sketch, plan)
 
 
-class PeakMemoryBytes(_Additive):
+class PeakMemoryBytes(Additive):
     """Weights, keys and values, and activations of a run on packed weights."""
 
     name: ClassVar[str] = PEAK_MEMORY_BYTES
-    source: ClassVar[Source] = "exact"
 
     def fixed(self) -> int:
         """Return the bytes of activations and of weights that no decision changes."""
@@ -132,37 +149,48 @@ class PeakMemoryBytes(_Additive):
         return cache_bytes(self.sketch, site, spec, context=work.context, batch=work.batch)
 
 
-class Flops(_Additive):
+class Flops(Additive):
     """Operations of decoding one token of one sequence at the end of the context."""
 
     name: ClassVar[str] = FLOPS
-    source: ClassVar[Source] = "exact"
 
     def site(self, site: str, spec: LayerSpec) -> int:
         """Return the operations with one weight, or of one attention."""
         return site_flops(self.sketch, site, spec, context=self.workload.context)
 
 
-class RooflineDecode(_Additive):
-    """Milliseconds of one decoding step of the whole batch, by a roofline a site.
+class Roofline(Additive):
+    """Milliseconds by a roofline a site: ``Σ max(bytes / bandwidth, operations / peak)``.
 
-    ``Σ max(bytes / bandwidth, batch · flops / peak)`` over weights, which are read once a step,
-    attentions, which read their keys and values, and the rest, which is read. An embedding is read
-    a row a sequence, a tied one whole for the head. Packed weights are taken to be decoded on the
-    fly and multiplied in 16 bits, launches and synchronisation to cost nothing.
+    Packed weights are taken to be decoded on the fly and multiplied in 16 bits, launches and
+    synchronisation to cost nothing. Weights that no decision changes are read.
 
     Reference: Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785
     """
 
-    name: ClassVar[str] = DECODE_MS
-    source: ClassVar[Source] = "modelled"
+    source: ClassVar[str] = MODELLED
     tick: ClassVar[float] = 1e-9
 
     def __init__(self, sketch: Sketch, workload: Workload) -> None:
         super().__init__(sketch, workload)
         self.device = Device.named(workload.device)
         self.memory = PeakMemoryBytes(sketch, workload)
-        self.flops = Flops(sketch, workload)
+
+    @property
+    def rows(self) -> int:
+        """Tokens that go through the blocks at once."""
+        raise NotImplementedError
+
+    def operations(self, site: str, spec: LayerSpec) -> int:
+        """Return the operations of one site on all rows."""
+        raise NotImplementedError
+
+    def reads(self, site: str, spec: LayerSpec) -> int:
+        """Return the bytes that one site reads: an embedding a row a token, a tied one whole."""
+        size = self.memory.site(site, spec)
+        if self.sketch[site].kind == "embedding" and self.operations(site, spec) == 0:
+            return size * min(self.rows, self.sketch.vocab_size) // self.sketch.vocab_size
+        return size
 
     def fixed(self) -> int:
         """Return the time to read the weights that no decision changes."""
@@ -170,12 +198,57 @@ class RooflineDecode(_Additive):
 
     def site(self, site: str, spec: LayerSpec) -> int:
         """Return the time of one weight or one attention."""
-        size, flops = self.memory.site(site, spec), self.flops.site(site, spec)
-        if self.sketch[site].kind == "embedding" and flops == 0:
-            size = size * self.workload.batch // self.sketch.vocab_size
-        return self._ticks(size, self.workload.batch * flops)
+        return self._ticks(self.reads(site, spec), self.operations(site, spec))
+
+    def intensity(self, plan: Plan) -> float:
+        """Return the operations of a plan a byte that it reads."""
+        size = sum(self.reads(name, plan[name]) for name in self.kept(plan))
+        return self.flops(plan) / (fixed_data_bytes(self.sketch) + size)
+
+    def flops(self, plan: Plan) -> int:
+        """Return the operations of a plan on all rows."""
+        return sum(self.operations(name, plan[name]) for name in self.kept(plan))
 
     def _ticks(self, size: int, flops: int) -> int:
-        """Return the time of reading bytes and of operations, whichever is longer."""
-        reading = size / self.device.memory_bandwidth_bytes_per_s
-        return math.ceil(1e12 * max(reading, flops / self.device.peak_flops_per_s))
+        return math.ceil(1e12 * self.device.seconds(size, flops))
+
+
+class RooflineDecode(Roofline):
+    """Milliseconds of one decoding step of the whole batch at the end of the context.
+
+    Weights are read once a step, attentions read their keys and values.
+    """
+
+    name: ClassVar[str] = DECODE_MS
+
+    @property
+    def rows(self) -> int:
+        """One token a sequence."""
+        return self.workload.batch
+
+    def operations(self, site: str, spec: LayerSpec) -> int:
+        """Return the operations of one site for one token of every sequence."""
+        work = self.workload
+        return work.batch * site_flops(self.sketch, site, spec, context=work.context)
+
+
+class RooflinePrefill(Roofline):
+    """Milliseconds of reading the whole context of the whole batch at once.
+
+    Token t attends to t tokens, keys and values move once, and the logits are those of the last
+    token of every sequence.
+    """
+
+    name: ClassVar[str] = PREFILL_MS
+
+    @property
+    def rows(self) -> int:
+        """All tokens of every sequence."""
+        return self.workload.batch * self.workload.context
+
+    def operations(self, site: str, spec: LayerSpec) -> int:
+        """Return the operations of one site for all tokens of every sequence."""
+        context, kind = self.workload.context, self.sketch[site].kind
+        times = {"linear": context, "cache": context * (context + 1) // 2}.get(kind, 1)
+        flops = site_flops(self.sketch, site, spec, context=1)
+        return self.workload.batch * times * flops

@@ -1,12 +1,16 @@
-"""The survey's efficiency figures: size, compression ratio and operations, from shapes alone."""
+"""The survey's efficiency figures: size, compression ratio, operations, times of a device."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from autocomp.core.cost import DECODE_MS, MIXED, MODELLED
+from autocomp.core.errors import ConfigError
 from autocomp.core.plan import Plan
+from autocomp.core.registry import COSTS
 from autocomp.core.sketch import Sketch
 from autocomp.core.variant import BASE
-from autocomp.cost import decode_flops, weight_bytes
-from autocomp.evaluate.record import Efficiency
+from autocomp.cost import Roofline, Workload, cost_model, decode_flops, weight_bytes
+from autocomp.evaluate.record import Efficiency, Speed
 from autocomp.layers.native import is_native, native_sketch, read_plan
 from autocomp.models import sketch_of
 
@@ -41,8 +45,56 @@ def efficiency(sketch: Sketch, plan: Plan, base_sketch: Sketch, *, context: int)
     )
 
 
+def speed(sketch: Sketch, plan: Plan, base_sketch: Sketch, workload: Workload) -> Speed:
+    """Return the times of decoding a plan and its uncompressed base, and what they use.
+
+    Times that a table of measurements lacks are modelled; the source says so.
+
+    Args:
+        sketch: The model, as its variant is cut.
+        plan: What is done to it.
+        base_sketch: The model that it was made from; its weights are dense.
+        workload: Context, batch, device, and where times come from.
+
+    Raises:
+        ConfigError: If the device is unknown.
+        PlanError: If a spec does not fit its site.
+    """
+    try:
+        milliseconds, source = _decode_ms(sketch, plan, workload)
+        base_ms, base_source = _decode_ms(base_sketch, Plan({}), workload)
+    except ConfigError:
+        if workload.times == MODELLED:
+            raise
+        return speed(sketch, plan, base_sketch, replace(workload, times=MODELLED))
+    roofline: Roofline = COSTS[DECODE_MS](sketch, workload)
+    attained = roofline.flops(plan) / (milliseconds / 1e3)
+    return Speed(
+        device=workload.device,
+        batch=workload.batch,
+        context=workload.context,
+        source=source if source == base_source else MIXED,
+        decode_ms=milliseconds,
+        base_decode_ms=base_ms,
+        speedup=base_ms / milliseconds,
+        intensity=roofline.intensity(plan),
+        flops_per_s=attained,
+        mfu=attained / roofline.device.peak_flops_per_s,
+    )
+
+
+def _decode_ms(sketch: Sketch, plan: Plan, workload: Workload) -> tuple[float, str]:
+    """Return the time of decoding a token of every sequence, and where it comes from."""
+    model = cost_model(DECODE_MS, sketch, workload)
+    return model.predict(plan) * model.tick, model.source_of(plan)
+
+
 def efficiency_of_path(
-    path: str, base: str | None = None, *, context: int = CONTEXT
+    path: str,
+    base: str | None = None,
+    *,
+    context: int = CONTEXT,
+    workload: Workload | None = None,
 ) -> Efficiency | None:
     """Return the figures of a model from its config and plan; no weights are read.
 
@@ -52,6 +104,7 @@ def efficiency_of_path(
         base: The model that it was made from. Without one it is the model itself with dense
             weights.
         context: Tokens that a decoded token attends to.
+        workload: What times are of; without one there are none.
 
     Returns:
         The figures; ``None`` for a model whose MLPs were cut and no base: the folder does not say
@@ -66,7 +119,11 @@ def efficiency_of_path(
     plan = read_plan(Path(path)) if is_native(path) else Plan({})
     if base is None and plan.variant != BASE:
         return None
-    return efficiency(sketch, plan, sketch if base is None else _sketch(base), context=context)
+    origin = sketch if base is None else _sketch(base)
+    found = efficiency(sketch, plan, origin, context=context)
+    if workload is None:
+        return found
+    return replace(found, speed=speed(sketch, plan, origin, workload))
 
 
 def _sketch(source: str) -> Sketch:

@@ -66,6 +66,38 @@ class DataRead:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """Times of decoding, and how well they use a device.
+
+    Args:
+        device: Name of the device.
+        batch: Sequences.
+        context: Tokens a sequence.
+        source: Where the times come from (``autocomp.core.cost.SOURCES``).
+        decode_ms: One token of every sequence, milliseconds.
+        base_decode_ms: The same of the base.
+        speedup: ``base_decode_ms / decode_ms``.
+        intensity: Arithmetic intensity: operations a byte that is read.
+        flops_per_s: Operations a second.
+        mfu: Model FLOPs utilisation: that over the device's peak.
+
+    Reference: Zhu et al. 2023, https://arxiv.org/abs/2308.07633, section 2.3; Chowdhery et al.
+    2022, PaLM, https://arxiv.org/abs/2204.02311, appendix B (utilisation).
+    """
+
+    device: str
+    batch: int
+    context: int
+    source: str
+    decode_ms: float
+    base_decode_ms: float
+    speedup: float
+    intensity: float
+    flops_per_s: float
+    mfu: float
+
+
+@dataclass(frozen=True, slots=True)
 class Efficiency:
     """The survey's efficiency figures of a model.
 
@@ -76,6 +108,7 @@ class Efficiency:
         flops_per_token: Floating-point operations of decoding one token at ``context``.
         base_flops_per_token: The same of the base.
         context: Tokens that are attended to.
+        speed: Times on a device; ``None`` where none was asked for.
 
     Reference: Zhu et al. 2023, https://arxiv.org/abs/2308.07633, section 2.3.
     """
@@ -86,6 +119,17 @@ class Efficiency:
     flops_per_token: int
     base_flops_per_token: int
     context: int
+    speed: Speed | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Efficiency":
+        """Return the figures of their JSON form."""
+        speed = data.get("speed")
+        return cls(**{**data, "speed": None if speed is None else Speed(**speed)})
 
 
 @dataclass(frozen=True)
@@ -128,7 +172,7 @@ class Measurement:
                 **data,
                 "metrics": {name: Metric(**found) for name, found in data["metrics"].items()},
                 "data": DataRead(**data["data"]),
-                "efficiency": None if efficiency is None else Efficiency(**efficiency),
+                "efficiency": None if efficiency is None else Efficiency.from_json(efficiency),
             }
         )
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.cost import EXACT, WEIGHT_BYTES
 from autocomp.core.metric import KL, PERPLEXITY, positive
 from autocomp.report.conclusion import Conclusion
+from autocomp.report.roofline import RooflineInfo
 
 
 class Finished(Protocol):
@@ -138,7 +139,7 @@ class CostAxis:
     Args:
         name: Its name, such as ``weight_bytes``.
         limit: The most that is allowed; ``None`` without a limit.
-        sources: Whether each recorded cost is ``exact``, ``modelled`` or ``measured``, by name.
+        sources: Where each recorded cost comes from, by name (``autocomp.core.cost.SOURCES``).
         growth: How the front grew; ``None`` before anything was measured.
     """
 
@@ -165,6 +166,11 @@ class FrontInfo:
         conclusion: How far to believe the best.
         settings: What every figure depends on: model, corpus, window, tokens, budget.
         timings: ``stage``, ``seconds``, ``peak_rss_bytes`` a row.
+        efficiency: ``trial`` and the JSON of its
+            :class:`~autocomp.evaluate.record.Efficiency`, a row a finished plan.
+        roofline: Those plans under the roof of a device, if there is one.
+        joint: The front over all costs: ``reference`` by name, ``trials``, ``hypervolume``,
+            ``share``; ``None`` where there is one cost.
     """
 
     points: tuple[Point, ...]
@@ -177,11 +183,19 @@ class FrontInfo:
     conclusion: Conclusion = field(default_factory=lambda: Conclusion())
     settings: Mapping[str, Any] = field(default_factory=dict)
     timings: tuple[Mapping[str, Any], ...] = ()
+    efficiency: tuple[Mapping[str, Any], ...] = ()
+    roofline: RooflineInfo | None = None
+    joint: Mapping[str, Any] | None = None
 
     @property
     def cost(self) -> str:
         """Name of the cost that is minimised."""
         return self.axis.name
+
+    @property
+    def source(self) -> str:
+        """Where that cost comes from; ``exact`` where nothing else is said."""
+        return self.axis.sources.get(self.cost, EXACT)
 
     @property
     def front(self) -> tuple[Point, ...]:
@@ -214,9 +228,12 @@ class FrontInfo:
             "best_uniform": self.best_uniform,
             "front": [p.to_json(self.metric, self.cost) for p in self.front],
             "hypervolume": self.axis.growth and self.axis.growth.to_json(),
+            "joint_front": None if self.joint is None else dict(self.joint),
             **self.conclusion.to_json(),
             "families": [dict(row) for row in self.families],
             "timings": [dict(row) for row in self.timings],
+            "efficiency": [dict(row) for row in self.efficiency],
+            "roofline": None if self.roofline is None else asdict(self.roofline),
             "points": [p.to_json(self.metric, self.cost) for p in self.points],
         }
 

@@ -10,7 +10,15 @@ from autocomp.core.metric import KL, positive, short_name
 from autocomp.report.bits import BitsMap
 from autocomp.report.front import FrontInfo, Growth, Point
 from autocomp.report.palette import colours, optional
-from autocomp.report.table import axis_title, describe, drawn, megabytes, number
+from autocomp.report.roofline import roofline_figure
+from autocomp.report.table import (
+    axis_title,
+    describe,
+    drawn,
+    efficiency_cells,
+    megabytes,
+    number,
+)
 
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -52,9 +60,11 @@ def render_html(info: FrontInfo, path: Path, bits: BitsMap | None = None) -> Non
         plotly_script=plotly.get_plotlyjs(),
         front_figure=_div(_front_figure(info)),
         growth_figure=_div(_growth_figure(info.axis.growth)) if info.axis.growth else "",
-        cost_title=title_of(info.cost),
+        cost_title=title_of(info.cost, info.source),
         shown=shown,
         own_cost=info.cost != WEIGHT_BYTES,
+        efficiency=[efficiency_cells(row) for row in info.efficiency],
+        roofline_figure=_div(roofline_figure(info.roofline, LAYOUT)) if info.roofline else "",
         bits_figure=_div(_bits_figure(bits)) if bits else "",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +126,7 @@ def _front_figure(info: FrontInfo) -> Any:
             annotation_text="budget", annotation_position="bottom left",
         )  # fmt: skip
     figure.update_layout(LAYOUT, height=520)
-    figure.update_xaxes(title=title_of(info.cost))
+    figure.update_xaxes(title=title_of(info.cost, info.source))
     figure.update_yaxes(title=axis_title(info.metric), type="log", minor_showgrid=True)
     return figure
 
@@ -142,8 +152,7 @@ def _hover(info: FrontInfo, point: Point) -> str:
         f"searched: {megabytes(point.weight_bytes)} MB, {name} {number(point.loss)}",
     ]
     if info.cost != WEIGHT_BYTES:
-        source = info.axis.sources.get(info.cost, "")
-        lines.append(f"{info.cost}: {format_cost(info.cost, point.cost)} ({source})")
+        lines.append(f"{info.cost}: {format_cost(info.cost, point.cost)} ({info.source})")
     if point.heldout_loss is not None:
         lines.append(
             f"finished: {megabytes(point.file_bytes)} MB, held-out {name} "

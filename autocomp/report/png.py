@@ -60,7 +60,7 @@ def render_png(info: FrontInfo, path: Path) -> None:
         plain = optional("matplotlib.ticker").FuncFormatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(plain)
-    axes.set_xlabel(title_of(info.cost))
+    axes.set_xlabel(title_of(info.cost, info.source))
     axes.set_ylabel(axis_title(info.metric))
     axes.set_title(describe(info.settings), fontsize=8, loc="left")
     axes.tick_params(labelsize=8)

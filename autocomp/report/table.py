@@ -37,7 +37,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     """Return the line that every figure carries: model, corpus, window, tokens, budget."""
     limits = {setting: cost for cost, setting in LIMITS.items()}
     names = {"max_bytes": "budget", "max_memory": "memory", "max_decode_ms": "decoding",
-             "max_flops": "operations"}  # fmt: skip
+             "max_prefill_ms": "prefill", "max_flops": "operations"}  # fmt: skip
     parts = []
     for key, value in settings.items():
         if value is None:
@@ -56,7 +56,7 @@ def render_table(info: FrontInfo) -> RenderableType:
     table.add_column("family", no_wrap=True)
     table.add_column("from", no_wrap=True)
     if info.cost != WEIGHT_BYTES:
-        table.add_column(title_of(info.cost).replace(", ", "\n"), justify="right")
+        table.add_column(title_of(info.cost, info.source).replace(", ", "\n"), justify="right")
     headings = ["MB\nsearched", f"{name}\nsearched", "MB\nfile", f"{name}\nheld-out"]
     if info.metric != KL:
         headings.append("KL\nheld-out")
@@ -88,6 +88,45 @@ def render_families(info: FrontInfo) -> Table:
             number(row["over_best"], 2),
         )
     return table
+
+
+def render_efficiency(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return size, operations and times of finished plans beside those of the base.
+
+    Args:
+        rows: ``trial`` and the JSON of its :class:`~autocomp.evaluate.record.Efficiency`.
+    """
+    table = Table(title="Efficiency of finished plans", title_justify="left")
+    for heading in ("trial", "MB", "× smaller", "MFLOP\na token"):
+        table.add_column(heading, justify="right")
+    for heading in ("decoding\nms", "× faster", "FLOP\na byte", "MFU"):
+        table.add_column(heading, justify="right")
+    table.add_column("times are")
+    for row in rows:
+        table.add_row(*efficiency_cells(row))
+    return table
+
+
+def efficiency_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of one plan; dashes where it has no times."""
+    cells = [
+        str(row["trial"]),
+        megabytes(row["weight_bytes"]),
+        number(row["compression_ratio"], 2),
+        number(row["flops_per_token"] / 1e6, 1),
+    ]
+    speed = row.get("speed")
+    if not speed:
+        return [*cells, *"––––", ""]
+    return [
+        *cells,
+        f"{speed['decode_ms']:.4g}",
+        number(speed["speedup"], 2),
+        number(speed["intensity"], 2),
+        f"{speed['mfu']:.2%}",
+        f"{speed['source']}, {speed['device']}, batch {speed['batch']}, "
+        f"context {speed['context']}",
+    ]
 
 
 def render_timings(timings: Sequence[Mapping[str, Any]]) -> Table:

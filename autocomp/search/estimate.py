@@ -38,7 +38,7 @@ class CostRange:
         smallest: Of all plans of the base.
         largest: Of all plans of the base.
         limit: The most that is allowed; ``None`` without a limit.
-        source: ``exact``, ``modelled`` or ``measured``.
+        source: Where it comes from (``autocomp.core.cost.SOURCES``).
     """
 
     smallest: float

@@ -12,6 +12,7 @@ from autocomp.cost.bytes import site_bytes, weight_bytes
 from autocomp.search.correction import Correction
 from autocomp.search.knapsack import Problem
 from autocomp.search.records import TrialRecord
+from autocomp.search.reprice import finished_efficiency
 from autocomp.search.run import load_study_config
 from autocomp.search.samplers.outlook import correction_of
 from autocomp.search.setup import Setup
@@ -83,6 +84,9 @@ class PlanTable:
         return {
             "trial": self.record.number,
             "weight_bytes": self.weight_bytes,
+            "costs": dict(self.record.costs),
+            "cost_sources": dict(self.record.sources),
+            "efficiency": next(iter(finished_efficiency([self.record])), None),
             self.metric: self.record.loss,
             f"predicted_{self.metric}": self.predicted_loss,
             "rows": [self._row(row) for row in self.rows],

@@ -8,15 +8,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from autocomp.config import StudyConfig
 from autocomp.core.metric import PERPLEXITY
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
+from autocomp.cost import Workload, device_names
 from autocomp.evaluate.efficiency import efficiency_of_path
 from autocomp.evaluate.record import Measurement
 from autocomp.evaluate.summary import data_read, divergence_metrics
 from autocomp.layers.native import WEIGHTS_FILE, load
 from autocomp.search.evaluation import measured_on
 from autocomp.search.objectives import Objective
+from autocomp.search.setup import workload_of
 from autocomp.search.workbench import Workbench
 
 
@@ -51,6 +54,11 @@ class HeldOut:
             "unit_loss": self.unit_loss,
             "measurements": tuple(found.to_json() for found in self.measurements),
         }
+
+
+def _workload(config: StudyConfig) -> Workload | None:
+    """Return what times are of; ``None`` for a device that no limit needs and nobody knows."""
+    return workload_of(config) if config.budget.device in device_names() else None
 
 
 def _error(value: float | None) -> float:
@@ -90,7 +98,10 @@ def measure_artefact(
         time.perf_counter() - begun,
         floor_nats=meter.floor_nats,
         efficiency=efficiency_of_path(
-            str(folder), bench.config.model, context=bench.config.budget.context
+            str(folder),
+            bench.config.model,
+            context=bench.config.budget.context,
+            workload=_workload(bench.config),
         ),
     )
     size = (folder / WEIGHTS_FILE).stat().st_size

@@ -90,8 +90,21 @@ def reference_point(
 
 def curve_of(study: Study) -> HypervolumeCurve | None:
     """Return the curve of a study; ``None`` before anything was measured."""
-    records = study.records()
     limit = study.fingerprint.get(f"budget.{LIMITS[study.cost]}")
+    return curve(study.records(), study.metric, study.cost, limit)
+
+
+def curve(
+    records: Sequence[TrialRecord], metric: str, cost: str, limit: float | None = None
+) -> HypervolumeCurve | None:
+    """Return the curve of some trials; ``None`` before anything was measured.
+
+    Args:
+        records: Trials of a study, in the order of their proposals.
+        metric: Name of the loss.
+        cost: Name of the cost that they minimise.
+        limit: Limit on it; ``None`` without one.
+    """
     reference = reference_point(records, limit)
     if reference is None:
         return None
@@ -101,8 +114,8 @@ def curve_of(study: Study) -> HypervolumeCurve | None:
         for r in told
     ]
     return HypervolumeCurve(
-        study.metric,
-        study.cost,
+        metric,
+        cost,
         reference,
         tuple(record.number for record in told),
         hypervolumes(points, reference),

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.cost import EXACT, MODELLED, TIMES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.metric import KL, short_name
 from autocomp.core.plan import Plan
@@ -33,6 +33,7 @@ class NewTrial:
             0 and below.
         details: What the sampler kept of the proposal, JSON values.
         costs: What else is limited or minimised, predicted, by name.
+        sources: Where each of these comes from.
     """
 
     logical: int
@@ -45,6 +46,7 @@ class NewTrial:
     constraints: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes of the trial."""
@@ -57,6 +59,7 @@ class NewTrial:
             "plan": self.plan.canonical(),
             "proposal": dict(self.details),
             "costs": dict(self.costs),
+            "cost_sources": dict(self.sources),
         }
 
 
@@ -202,6 +205,7 @@ class TrialRecord:
         finished: Its artefact, if there is one; the best, where it was trained too.
         details: What the sampler kept of the proposal.
         costs: Predicted costs by name; of old trials the weight file alone.
+        sources: Where each of these comes from (``autocomp.core.cost.SOURCES``).
         minimised: Name of the cost that the study minimises.
     """
 
@@ -224,6 +228,7 @@ class TrialRecord:
     finished: FinishedRecord | None = None
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
     costs: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
     minimised: str = WEIGHT_BYTES
 
     @cached_property
@@ -250,6 +255,10 @@ class TrialRecord:
                 f"but {', '.join(self.costs) or WEIGHT_BYTES}."
             )
         return self.costs[name]
+
+    def source_of(self, name: str) -> str:
+        """Return where a cost comes from; the times of old trials are all modelled."""
+        return self.sources.get(name, MODELLED if name in TIMES else EXACT)
 
     @property
     def within_limits(self) -> bool:
@@ -299,5 +308,6 @@ def to_record(
         finished=finished,
         details=attrs.get("proposal", {}),
         costs=attrs.get("costs", {}),
+        sources=attrs.get("cost_sources", {}),
         minimised=minimised,
     )

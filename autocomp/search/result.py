@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autocomp.core.cost import LIMITS, WEIGHT_BYTES
+from autocomp.core.cost import LIMITS, MODELLED, TIMES, WEIGHT_BYTES
 from autocomp.core.metric import KL, PERPLEXITY, positive
 from autocomp.core.registry import COSTS
 from autocomp.evaluate.record import versions
@@ -42,7 +42,7 @@ class SearchResult:
         settings: What the study was made with, by dotted key.
         metric: Name of the loss that was minimised.
         cost: Name of the cost that was minimised beside it.
-        sources: Whether each cost is ``exact``, ``modelled`` or ``measured``, by name.
+        sources: Where each cost comes from, by name (``autocomp.core.cost.SOURCES``).
         hypervolume: How the front grew; ``None`` before anything was measured.
     """
 
@@ -201,7 +201,11 @@ def agreement_of(study: Study) -> RankCorrelation | None:
 def cost_sources(study: Study) -> dict[str, str]:
     """Return where the costs of a study's trials come from, by name."""
     limits = (name for name, key in LIMITS.items() if study.fingerprint.get(f"budget.{key}"))
-    return {name: COSTS[name].source for name in (WEIGHT_BYTES, *limits, study.cost)}
+    times = study.fingerprint.get("budget.times", MODELLED)
+    return {
+        name: times if name in TIMES else COSTS[name].source
+        for name in (WEIGHT_BYTES, *limits, study.cost)
+    }
 
 
 def token_counts(study: Study) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocomp.config import StudyConfig, fingerprint
-from autocomp.core.cost import WEIGHT_BYTES
+from autocomp.core.cost import WEIGHT_BYTES, format_cost, option_of
 from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.metric import short_name
 from autocomp.core.plan import Plan
@@ -18,6 +18,7 @@ from autocomp.core.registry import DRIVERS, SAMPLERS, SPACES
 from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
+from autocomp.cost import cost_model
 from autocomp.models import sketch_of
 from autocomp.search.ask import Ask
 from autocomp.search.clock import Clock
@@ -38,7 +39,7 @@ from autocomp.search.records import (
     quality,
 )
 from autocomp.search.result import SearchResult, summarise
-from autocomp.search.setup import Setup
+from autocomp.search.setup import Setup, workload_of
 from autocomp.search.stored import searched_variants, stored_context, write_json
 from autocomp.search.study import Study
 from autocomp.search.variants import Variants
@@ -149,6 +150,7 @@ class Search:
             constraints=setup.violation(proposal.plan),
             details=proposal.details,
             costs=costs,
+            sources=setup.sources(proposal.plan),
         )
 
     def gate(self, trial: TrialRecord, before: Sequence[TrialRecord]) -> Gate | None:
@@ -312,7 +314,7 @@ def compress_uniform(
     """Compress every linear with one spec, without a search, and write a native folder.
 
     Args:
-        config: Model and data; the space and the budget are not used.
+        config: Model, data and the limits of the budget; the space is not used.
         linear: Token for the linears of the blocks.
         embedding: Token for the embedding and an untied head; ``None`` leaves them dense.
         out: Target folder.
@@ -320,14 +322,23 @@ def compress_uniform(
 
     Raises:
         PlanError: Before any work, when a spec does not fit a layer, which the message names.
+        InfeasibleError: Before any work, when the plan breaks a limit.
     """
-    tokens = [embedding] if embedding else ["dense"]
-    SPACES["joint"].candidates(
-        sketch_of(config.model), linear=[linear], embedding=tokens, bypass=False
-    )
+    tokens, sketch = [embedding] if embedding else ["dense"], sketch_of(config.model)
+    SPACES["joint"].candidates(sketch, linear=[linear], embedding=tokens, bypass=False)
     inner = LayerSpec.parse(linear)
     outer = LayerSpec.parse(embedding) if embedding else DENSE
-    bench = Workbench(config, progress)
     specs = {"linear": inner, "embedding": outer, "head": outer, "subblock": DENSE, "cache": DENSE}
-    plan = Plan({site.name: specs[site.kind] for site in bench.sketch.sites})
+    plan = Plan({site.name: specs[site.kind] for site in sketch.sites})
+    for name, limit in config.budget.limits.items():
+        model = cost_model(name, sketch, workload_of(config))
+        value, source = model.predict(plan) * model.tick, model.source_of(plan)
+        found = f"{format_cost(name, value)} ({source})"
+        if value > limit:
+            raise InfeasibleError(
+                f"{linear}, embedding {embedding or 'dense'}, takes {found}, more than "
+                f"{option_of(name)} {format_cost(name, limit)}. Raise it or take fewer bits."
+            )
+        progress.log(f"{name}: {found}, limit {format_cost(name, limit)}")
+    bench = Workbench(config, progress)
     return write_artefact(bench, plan, out, {"command": "compress"}, progress)

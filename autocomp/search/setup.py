@@ -11,14 +11,14 @@ import numpy as np
 from optuna.distributions import IntDistribution
 
 from autocomp.config import StudyConfig
-from autocomp.core.cost import PEAK_MEMORY_BYTES, WEIGHT_BYTES, format_cost, option_of
+from autocomp.core.cost import EXACT, PEAK_MEMORY_BYTES, WEIGHT_BYTES, format_cost, option_of
 from autocomp.core.errors import ConfigError, InfeasibleError
 from autocomp.core.plan import Plan
-from autocomp.core.registry import COSTS, METHODS, SPACES, load_object
+from autocomp.core.registry import METHODS, SPACES, load_object
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.variant import BASE
-from autocomp.cost import CostModel, Workload
+from autocomp.cost import CostModel, Workload, cost_model
 from autocomp.models import sketch_of
 from autocomp.models.structure import groups as site_groups
 from autocomp.models.surgeon import Shapes
@@ -144,8 +144,7 @@ class Setup:
     @cached_property
     def workload(self) -> Workload:
         """What times, operations and memory are of."""
-        budget = self.config.budget
-        return Workload(budget.context, budget.batch, budget.device)
+        return workload_of(self.config)
 
     @cached_property
     def counted(self) -> tuple[str, ...]:
@@ -168,9 +167,9 @@ class Setup:
         """The counted costs by name.
 
         Raises:
-            ConfigError: If the device of a time is unknown.
+            ConfigError: If the device of a time is unknown, or nothing was measured on it.
         """
-        return {name: COSTS[name](self.sketch, self.workload) for name in self.counted}
+        return {name: cost_model(name, self.sketch, self.workload) for name in self.counted}
 
     def costs(self, plan: Plan) -> dict[str, float]:
         """Return the counted costs of a plan by name, each in the unit of its name."""
@@ -178,6 +177,10 @@ class Setup:
         for name, model in self.cost_models.items():
             found[name] = model.predict(plan) * model.tick
         return found
+
+    def sources(self, plan: Plan) -> dict[str, str]:
+        """Return where the counted costs of a plan come from, by name."""
+        return {name: model.source_of(plan) for name, model in self.cost_models.items()}
 
     @property
     def limits(self) -> dict[str, float]:
@@ -322,16 +325,23 @@ class Setup:
         needed = smallest(self.problem(None, (name, *others)), "milp").cost
         if needed > self._table(name).bound:
             model = self.cost_models[name]
-            value, modelled = needed * model.tick, ", modelled" * (model.source == "modelled")
+            value = needed * model.tick
+            source = "" if model.source == EXACT else f", {model.source}"
             kept = [f"{option_of(o)} {format_cost(o, self.limits[o])}" for o in others]
             unit = name.rpartition("_")[2]
             within = f" within {' and '.join(kept)}" if kept else ""
             raise InfeasibleError(
                 f"{option_of(name)} {format_cost(name, self.limits[name])} cannot be "
                 f"reached{within}: the smallest plan of the space {self.config.space.name!r} for "
-                f"{self.name} needs {format_cost(name, value)} ({value:.15g} {unit}{modelled}). "
+                f"{self.name} needs {format_cost(name, value)} ({value:.15g} {unit}{source}). "
                 "Raise the limit or add smaller options to the space."
             )
+
+
+def workload_of(config: StudyConfig) -> Workload:
+    """Return what the times, operations and memory of a study are of."""
+    budget = config.budget
+    return Workload(budget.context, budget.batch, budget.device, budget.times)
 
 
 def _shown_in(

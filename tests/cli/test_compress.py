@@ -78,3 +78,13 @@ def test_a_folder_that_is_not_empty_is_kept(run, tmp_path, asked):
     assert answer.code == 1
     assert asked == []
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_limit_that_the_result_would_break_is_refused_before_work(
+    run, tmp_path, tiny_llama_path
+):
+    out, limit = tmp_path / "q4", ("--max-prefill-ms", "1e-6", "--cost-device", "m1")
+    answer = run("compress", tiny_llama_path, "--group-size", 16, "--out", out, *limit)
+    assert answer.code == 3
+    assert "ms (modelled), more than --max-prefill-ms 1e-06 ms" in answer.err
+    assert not out.exists()

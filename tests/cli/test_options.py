@@ -28,7 +28,8 @@ def test_expanded_replaces_a_group_by_its_fields():
 
     run = expanded(command)
     assert list(inspect.signature(run).parameters) == [
-        "max_bytes", "max_memory", "max_decode_ms", "max_flops", "context", "batch", "cost_device",
+        "max_bytes", "max_memory", "max_decode_ms", "max_prefill_ms", "max_flops", "context",
+        "batch", "cost_device", "times",
         "json", "quiet", "extra",
     ]  # fmt: skip
     assert run.__doc__ == "Do it."
@@ -52,6 +53,8 @@ def test_every_option_reaches_the_configuration():
             context=8192,
             batch=2,
             cost_device="rtx4090",
+            max_prefill_ms=90,
+            times="mixed",
         ),
         Space(space="bits", target="native", data="ptb", calibration="selfgen-t1"),
         Length(trials=9, timeout="30m", finalists=2),
@@ -59,7 +62,8 @@ def test_every_option_reaches_the_configuration():
     )
     assert (config.objective.metric, config.objective.cost) == ("task_error", "flops")
     assert (config.budget.max_decode_ms, config.budget.max_flops) == (1.5, 250_000_000)
-    assert config.budget.device == "rtx4090"
+    assert (config.budget.device, config.budget.times) == ("rtx4090", "mixed")
+    assert config.budget.max_prefill_ms == 90
     assert config.objective.tasks == ("arc_easy", "piqa")
     assert config.objective.data_dir == "files"
     assert (config.model, config.seed, config.device) == ("m", 4, "cpu")

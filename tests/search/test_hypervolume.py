@@ -1,6 +1,7 @@
 """How a front grows, against a reference that stays."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from autocomp.search.front import Front, FrontPoint
 from autocomp.search.hypervolume import HypervolumeCurve, hypervolumes, reference_point
+from autocomp.search.joint import joint_front
 from autocomp.search.records import TrialRecord
 
 REFERENCE = (1.5, 6000)
@@ -63,3 +65,25 @@ def test_the_json_names_the_reference_and_has_a_row_a_trial():
             {"trial": 7, "hypervolume": 2.5, "share": 0.25},
         ],
     }
+
+
+def test_a_joint_front_keeps_what_is_best_in_any_cost():
+    def timed(number: int, loss: float, size: int, ms: float, origin: str = "step"):
+        return replace(trial(number, loss, size, origin), costs={"decode_ms": ms})
+
+    told = [
+        timed(0, 0.8, 80, 4.0, "uniform"),
+        timed(1, 0.4, 60, 5.0),
+        timed(2, 0.4, 70, 2.0),
+        timed(3, 0.5, 70, 3.0),
+    ]
+    found = joint_front(told, "kl_nats", {"decode_ms": 8.0})
+    assert found.trials == (1, 2)
+    assert found.to_json()["reference"] == {
+        "kl_nats": 0.8, "weight_bytes": 80, "decode_ms": 8.0,
+    }  # fmt: skip
+    volume = 0.4 * (20 * 3 + 10 * 6 - 10 * 3)  # two boxes less what they share
+    assert found.hypervolume == pytest.approx(volume)
+    assert found.share == pytest.approx(volume / (0.8 * 80 * 8))
+    assert joint_front([trial(0, 0.4, 70, "uniform")], "kl_nats", {}) is None
+    assert joint_front([], "kl_nats", {}) is None
