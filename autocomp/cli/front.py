@@ -107,7 +107,7 @@ def priced(view: StudyView, price: Price) -> FrontInfo:
         times,
     )
     info = summarise(view, reprice(view.study, config, cost, work))
-    of = {"context": work.context, "batch": work.batch}
+    of: dict[str, object] = {"context": work.context, "batch": work.batch}
     if cost in TIMES:
         of |= {"device": work.device, "times": work.times}
     return replace(info, settings={**info.settings, **of})
