@@ -3,6 +3,7 @@
 FORMATS = {
     "dense": "autocomp.formats.dense:Dense",
     "uniform": "autocomp.formats.uniform:Uniform",
+    "bilevel": "autocomp.formats.bilevel:Bilevel",
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",
     "factors": "autocomp.formats.factors:Factors",
