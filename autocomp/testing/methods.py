@@ -66,6 +66,12 @@ _OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "identity": ("-r24",),
         "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
     },
+    "spqr": {
+        "valid": ("-w3-o5", "-w4g8", "-w2-o0.5"),
+        "column": ("-w4g1",),
+        "ladder": ("-w2", "-w3", "-w4", "-w4-o5", "-w8-o5"),
+        "refused": ("-w3g5", "-w3g64-o1"),
+    },
     "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
     "rotation": {
         "valid": ("-hadamard", "-orthogonal", "-hadamard-s7"),
