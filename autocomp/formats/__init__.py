@@ -8,6 +8,7 @@ FORMATS = {
     "factors": "autocomp.formats.factors:Factors",
     "prepared": "autocomp.formats.prepared:Prepared",
     "sum": "autocomp.formats.sum:Sum",
+    "outliers": "autocomp.formats.outliers:Outliers",
     "bypass": "autocomp.formats.bypass:Bypass",
 }
 

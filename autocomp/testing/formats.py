@@ -23,6 +23,7 @@ from autocomp.formats.factors import Factors
 from autocomp.formats.io import file_nbytes, load, save
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.nm import NM
+from autocomp.formats.outliers import Outliers
 from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Rotation, RoundInput, Scale
 from autocomp.formats.sum import Sum
@@ -349,6 +350,19 @@ def _sum(generator: Generator) -> Iterator[Example]:
     for factors in _factors(generator):
         added = Sum(shape, base.layout, factors.weight.layout)
         yield Example(added.pack(base, factors.weight), dense + factors.dense)
+    for sparse in _outliers(generator):
+        if sparse.weight.layout.shape == shape:
+            added = Sum(shape, base.layout, sparse.weight.layout)
+            yield Example(added.pack(base, sparse.weight), dense + sparse.dense)
+
+
+def _outliers(generator: Generator) -> Iterator[Example]:
+    for shape in SHAPES:
+        for share in (0.2, 1.0):
+            mask = torch.rand(shape, generator=generator) < share
+            dense = _normal(shape, generator)
+            layout = Outliers(shape, int(mask.sum()))
+            yield Example(layout.pack(mask, dense), torch.where(mask, dense, 0.0))
 
 
 def _bypass(generator: Generator) -> Iterator[Example]:
@@ -364,5 +378,6 @@ _MAKERS: dict[str, Callable[[Generator], Iterator[Example]]] = {
     "factors": _factors,
     "prepared": _prepared,
     "sum": _sum,
+    "outliers": _outliers,
     "bypass": _bypass,
 }
