@@ -3,6 +3,9 @@
 FORMATS = {
     "dense": "autocomp.formats.dense:Dense",
     "uniform": "autocomp.formats.uniform:Uniform",
+    "codebook": "autocomp.formats.codebook:Codebook",
+    "bcq": "autocomp.formats.bcq:Bcq",
+    "normal_float": "autocomp.formats.normal_float:NormalFloat",
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",
     "factors": "autocomp.formats.factors:Factors",

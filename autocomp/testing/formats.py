@@ -28,6 +28,7 @@ from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Rotation, RoundInput, Scale
 from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
+from autocomp.testing.nonuniform import MAKERS as NONUNIFORM
 
 GRIDS = (
     Grid(2, 8),
@@ -54,9 +55,11 @@ def examples(name: str, seed: int = 0) -> list[Example]:
     Raises:
         UnsupportedError: If the format has no examples here; add a function to ``_MAKERS``.
     """
+    generator = Generator().manual_seed(seed)
+    if name in NONUNIFORM:
+        return [Example(*pair) for pair in NONUNIFORM[name](generator)]
     if name not in _MAKERS:
         raise UnsupportedError(f"format {name!r} has no contract examples; add them to _MAKERS.")
-    generator = Generator().manual_seed(seed)
     return list(_MAKERS[name](generator))
 
 
