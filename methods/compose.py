@@ -85,7 +85,7 @@ def compress(
 
 def _check_width(stats: Stats | None, spec: LayerSpec, in_features: int) -> None:
     """Refuse statistics of an input of another width."""
-    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample"):
+    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample", "sensitivity"):
         value = getattr(stats, name, None)
         if value is not None and value.shape[-1] != in_features:
             raise PlanError(

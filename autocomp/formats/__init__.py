@@ -6,6 +6,7 @@ FORMATS = {
     "codebook": "autocomp.formats.codebook:Codebook",
     "bcq": "autocomp.formats.bcq:Bcq",
     "normal_float": "autocomp.formats.normal_float:NormalFloat",
+    "affine": "autocomp.formats.affine:Affine",
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",
     "factors": "autocomp.formats.factors:Factors",

@@ -27,7 +27,7 @@ from autocomp.layers.native import write_native
 from autocomp.models.attention import decode_attention
 from autocomp.search.folding import folded, shared_step
 from autocomp.search.tuning import BlockTuner
-from autocomp.search.workbench import SAMPLE_TOKENS, Workbench
+from autocomp.search.workbench import SAMPLE_TOKENS, Workbench, reads_gradients
 
 
 def _stages(bench: Workbench, block: int, plan: Plan) -> Iterator[list[Site]]:
@@ -59,15 +59,23 @@ def _surroundings(bench: Workbench, plan: Plan) -> dict[str, CompressedWeight]:
 def _compress_stage(
     bench: Workbench, walker: BlockWalker, batches: list[Batch], plan: Plan, stage: list[Site]
 ) -> dict[str, CompressedWeight]:
-    """Compress linears that read the same input, from that input as it is now."""
+    """Compress linears that read the same input, from that input as it is now.
+
+    What a method makes from gradients it makes from those of the dense model.
+    """
     digest = f"{bench.stats_digest}+{plan.digest[:16]}"
+    kept = [site for site in stage if reads_gradients(plan[site.name])]
+    made = {site.name: bench.compressed(site.name, plan[site.name]) for site in kept}
+    stage = [site for site in stage if site not in kept]
+    if not stage:
+        return made
     stats = input_statistics(walker, batches, stage, digest=digest, sample_tokens=SAMPLE_TOKENS)
     step = shared_step(bench, plan, stage[0], stats[stage[0].name])
     jobs = {
         site.name: bench.compress(site.name, plan[site.name], stats[site.name], step)
         for site in stage
     }
-    return {name: job.result() for name, job in jobs.items()}
+    return made | {name: job.result() for name, job in jobs.items()}
 
 
 def _put(bench: Workbench, weights: Mapping[str, CompressedWeight]) -> None:
@@ -93,6 +101,12 @@ def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, Co
     bench.candidate.restore()
     progress.start(f"finish ({bench.config.search.finish})", bench.sketch.num_layers, "block")
     try:
+        from_gradients = {
+            site.name: [plan[site.name]]
+            for site in bench.sketch.weights()
+            if reads_gradients(plan[site.name])
+        }
+        bench.compress_from_gradients(from_gradients)
         tuner = BlockTuner(bench, plan)
         done = _surroundings(bench, plan)
         walker = bench.walker()

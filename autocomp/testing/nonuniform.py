@@ -1,4 +1,4 @@
-"""Examples of the formats whose levels are not evenly spaced, for the format contract.
+"""Examples of the formats beyond integer grids, for the format contract.
 
 Each maker yields weights with what they must decode to, worked out without the format's own code.
 Numbers are small multiples of powers of two where sums have to be exact.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor
 
+from autocomp.formats.affine import Affine
 from autocomp.formats.base import CompressedWeight
 from autocomp.formats.bcq import Bcq
 from autocomp.formats.codebook import Codebook
@@ -71,8 +72,21 @@ def _normal_float(generator: Generator) -> Pairs:
             yield stored, (levels[codes] * sizes).view(shape)
 
 
+def _affine(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for bits, group in ((2, 8), (3, None), (4, 12), (8, 24)):
+            layout, size = Affine(shape, bits, group), group or shape[1]
+            sides = shape[0], shape[1] // size
+            scale = (torch.rand(sides, generator=generator) * 64 + 1).round() / 64
+            zero = (torch.rand(sides, generator=generator) * 64 * (2**bits - 1)).round() / 64
+            codes = torch.randint(0, 1 << bits, shape, generator=generator)
+            step, shift = (side.repeat_interleave(size, dim=1) for side in (scale, zero))
+            yield layout.pack(codes, scale, zero), (codes - shift.half().float()) * step
+
+
 MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "codebook": _codebook,
     "bcq": _bcq,
+    "affine": _affine,
     "normal_float": _normal_float,
 }
