@@ -23,7 +23,9 @@ def compress(
         str, Option("--method", help="Method, or a whole token: wanda-2:4+gptq-w4g64.")
     ] = "gptq",
     bits: Annotated[int, Option(help=f"One of {', '.join(map(str, BITS))}.")] = 4,
-    group_size: Annotated[int, Option(help="Inputs that share a scale, where a method has groups; 0 for a row.")] = 64,
+    group_size: Annotated[
+        int, Option(help="Inputs that share a scale, where a method has groups; 0 for a row.")
+    ] = 64,
     embedding: Annotated[
         str, Option(help="Token for the embedding and head; 'dense' leaves them.")
     ] = "rtn-w8g64",

@@ -104,7 +104,9 @@ class Bcq(Format):
             if offset is None:
                 raise PlanError("this layout has an offset, which is missing.")
             tensors["offset"] = offset.detach().to(torch_dtype(self.offset))
-        if not all(bool(torch.isfinite(tensors[name]).all()) for name in tensors if name != "codes"):
+        if not all(
+            bool(torch.isfinite(tensors[name]).all()) for name in tensors if name != "codes"
+        ):
             raise NumericalError("a scale or an offset is not finite in its dtype.")
         return CompressedWeight(self, tensors)
 
@@ -159,7 +161,9 @@ class Bcq(Format):
         if not isinstance(layout, Uniform):
             raise PlanError(f"only a uniform weight is such a sum exactly, not a {layout.name}.")
         leaf = layout.grid_leaf(weight.to_dense(), weight.tensors)
-        scale = leaf.scale[..., None] * 2.0 ** (torch.arange(leaf.bits, device=leaf.scale.device) - 1)
+        scale = leaf.scale[..., None] * 2.0 ** (
+            torch.arange(leaf.bits, device=leaf.scale.device) - 1
+        )
         offset = leaf.scale * ((2**leaf.bits - 1) / 2 - leaf.zero)
         packed = cls(layout.shape, leaf.bits, layout.group_size, "float32")
         return packed.pack(leaf.codes.to(torch.int64), scale, offset)

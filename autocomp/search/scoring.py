@@ -113,7 +113,9 @@ def _streamed(
         per_token=score.per_token,
         gradients=ScoreNeeds.GRADIENTS in score.needs,
         sinks=ScoreNeeds.SINKS in score.needs,
-        sensitivity=any(map(reads_gradients, {spec for specs in lists.values() for spec in specs})),
+        sensitivity=any(
+            map(reads_gradients, {spec for specs in lists.values() for spec in specs})
+        ),
     )
     stream = bench.stream(lists, collect)
     tokens = bench.calibration.input_ids.numel()

@@ -67,15 +67,15 @@ _OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
     },
     "lutgemm": {
-        "valid": ("-w3", "-w1g8", "-w2g8-offset", "-w5g16", "-w2g16-weighted", "-w2-offset-weighted"),
+        "valid": ("-w3", "-w2g8-offset", "-w1g16-weighted"),
         "column": ("-w2", "-w1-offset"),
-        "ladder": ("-w1g8", "-w2g8", "-w3g8", "-w4g8", "-w5g8"),
+        "ladder": ("-w1g8", "-w2g8", "-w3g8", "-w5g8"),
         "refused": ("-w3g5",),
     },
     "squeezellm": {
-        "valid": ("-w2", "-w3", "-w4", "-w3-o0.45", "-w2-o10"),
+        "valid": ("-w3", "-w2-o10"),
         "column": ("-w2", "-w2-o20"),
-        "ladder": ("-w2", "-w2-o10", "-w3", "-w4"),
+        "ladder": ("-w2", "-w2-o10", "-w3"),
     },
     "hqq": {
         "valid": ("-w2g8", "-w3g16", "-w4", "-w8g4"),

@@ -42,10 +42,11 @@ class LutGemmSpec:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if not 1 <= self.bits <= MOST_BITS or (self.group_size or 1) < 1:
+        size = self.group_size
+        if not 1 <= self.bits <= MOST_BITS or (size is not None and size < 1):
             raise PlanError(
                 f"lutgemm: 1 to {MOST_BITS} planes and a positive group size, got {self.bits} "
-                f"planes and a group size of {self.group_size}."
+                f"planes and a group size of {size}."
             )
 
     def token(self) -> str:
