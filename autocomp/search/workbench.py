@@ -309,7 +309,7 @@ class Workbench:
         """
         return self.pool.submit(compress, self.weight(site), spec, stats, self.sketch.dtype, step)
 
-    def fit_input(self, specs: Mapping[str, LayerSpec], stats: Stats) -> dict[str, Tensor]:
+    def fit_input(self, specs: Mapping[str, LayerSpec], stats: Stats | None) -> dict[str, Tensor]:
         """Return the tensors of one input step for sites, by name, that read the same input."""
         weights = [self.weight(site) for site in specs]
         job = self.pool.submit(fit_input, weights, list(specs.values()), stats)

@@ -61,11 +61,12 @@ class NfSpec:
 
 
 class Nf:
-    """``w ≈ m · t[q]``: t of :func:`autocomp.formats.normal_float.normal_levels`, m the largest |w|.
+    """``w ≈ m · t[q]`` with m the largest |w| of a block and t the levels of the format.
 
-    A block is so many consecutive weights of the (out, in) matrix, row by row. Unless ``single``,
-    the mean of all m is taken off and the rest stored in 8 bits a block, with the largest of every
-    256 in float32: ``bits + 8/64 + 32/(64·256)`` bits a weight.
+    A block is so many consecutive weights of the (out, in) matrix, row by row; for the levels see
+    :func:`autocomp.formats.normal_float.normal_levels`. Unless ``single``, the mean of all m is
+    taken off and the rest stored in 8 bits a block, with the largest of every 256 in float32:
+    ``bits + 8/64 + 32/(64·256)`` bits a weight.
 
     Reference:
         Dettmers et al. 2023, QLoRA, https://arxiv.org/abs/2305.14314
