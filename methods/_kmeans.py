@@ -17,7 +17,7 @@ https://arxiv.org/abs/1701.07204
 import torch
 from torch import Tensor
 
-CHUNK_VALUES = 1 << 15  # stays in the cache
+CHUNK_VALUES = 1 << 16  # stays in the cache
 SMALLEST_WEIGHT = 1e-6  # of the mean of a row: no interval weighs nothing
 
 
@@ -123,12 +123,17 @@ class _Sums:
         lengths = (high - low + 1).flatten()
         owner = torch.arange(len(lengths), device=gain.device).repeat_interleave(lengths)
         shift = (self.row + low).flatten() - lengths.cumsum(0) + lengths
-        place = torch.arange(len(owner), device=gain.device) + shift[owner]
-        moment = self.first[:, ends].flatten()[owner] - self.first.view(-1)[place]
-        mass = self.weight[:, ends].flatten()[owner] - self.weight.view(-1)[place]
-        value = moment.square_().div_(mass).add_(gain.view(-1)[place])
+        place = _taken(shift, owner) + torch.arange(len(owner), device=gain.device)
+        moment = _taken(self.first[:, ends], owner).sub_(_taken(self.first, place))
+        mass = _taken(self.weight[:, ends], owner).sub_(_taken(self.weight, place))
+        value = moment.square_().div_(mass).add_(_taken(gain, place))
         best = torch.segment_reduce(value, "max", lengths=lengths)
-        hits = (value == best[owner]).nonzero().squeeze(1)
-        first = place.new_full(lengths.shape, place.numel() + self.first.numel())
-        first.scatter_reduce_(0, owner[hits], place[hits], "amin")
+        hits = (value == _taken(best, owner)).nonzero().squeeze(1)
+        first = torch.full_like(lengths, self.first.numel())
+        first.scatter_reduce_(0, _taken(owner, hits), _taken(place, hits), "amin")
         return best.view(low.shape), first.view(low.shape) - self.row
+
+
+def _taken(values: Tensor, index: Tensor) -> Tensor:
+    """Return the values (m,) at flat indices (m,); faster than indexing with brackets."""
+    return values.reshape(-1).index_select(0, index)
