@@ -32,7 +32,8 @@ class Rounding:
     """``ŵ = s (clamp(round(w/s + V) + z, 0, 2^b − 1) − z)`` with learned V, α and β.
 
     ``s = (β h − α l)/(2^b − 1)`` and ``z = round(−α l/s)``, or fixed on a symmetric grid. The ends
-    ``l`` and ``h`` are those of the stored grid, which is therefore the grid of ``α = β = 1``.
+    ``l`` and ``h`` are those of the stored grid, which is therefore the grid of ``α = β = 1``. Of
+    a fixed leaf V alone is learned.
     Gradients pass through roundings as if they were not there, and through the clamp where it
     changes nothing.
 
@@ -69,6 +70,8 @@ class Rounding:
 
     def sides(self) -> tuple[Tensor, Tensor]:
         """Return the scale, as float16 holds it, and the zero point, each (out, groups) fp32."""
+        if self._leaf.fixed:
+            return self._leaf.scale, self._leaf.zero
         _, alpha, beta = self._state
         scale = (beta * self._high - alpha * self._low) / self._levels
         scale = scale.to(torch.float16).to(torch.float32).clamp_min_(SMALLEST_SCALE)
@@ -132,7 +135,8 @@ class Rounding:
                 - (inner * weight).sum(dim=-1) / scale[rows]
             )
             shift.sub_(inner.sign_(), alpha=rate)
-        self._descend_clips(by_scale, by_zero.mul_(scale), scale, rate)
+        if not self._leaf.fixed:
+            self._descend_clips(by_scale, by_zero.mul_(scale), scale, rate)
 
     def _descend_clips(
         self, by_scale: Tensor, by_zero: Tensor, scale: Tensor, rate: float

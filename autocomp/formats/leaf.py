@@ -29,6 +29,8 @@ class GridLeaf:
             all else unchanged; the scales are rounded to float16.
         keep: (out, in) bool, or ``None`` where nothing is removed.
         offset: (out, in) fp32, a fixed correction, or ``None``.
+        fixed: Scales and zero points stay, because others share what they are stored by:
+            ``regrid`` puts in place the codes alone.
     """
 
     target: Tensor
@@ -40,3 +42,4 @@ class GridLeaf:
     regrid: "Callable[[Tensor, Tensor, Tensor], CompressedWeight]"
     keep: Tensor | None = None
     offset: Tensor | None = None
+    fixed: bool = False

@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from autocomp.core.errors import StoreError, UnsupportedError
 from autocomp.core.registry import FORMATS
 from autocomp.formats.base import CompressedWeight, format_from_json, tensor_info
+from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bitmask import Bitmask
-from autocomp.formats.bypass import Bypass
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.io import file_nbytes, load, save
@@ -185,7 +185,8 @@ def check_store(example: Example) -> None:
 def check_grid_leaf(example: Example) -> None:
     """The matrix on a grid inside decodes to the operand and goes back to the same bits.
 
-    With other codes and half the scales the layout, the mask and everything around stay.
+    With other codes and half the scales, where these are not fixed, the layout, the mask and
+    everything around stay.
     """
     weight = example.weight
     leaf = weight.grid_leaf(weight.to_dense())
@@ -197,12 +198,13 @@ def check_grid_leaf(example: Example) -> None:
     assert again.layout == weight.layout
     for name, tensor in weight.tensors.items():
         assert torch.equal(again.tensors[name], tensor), name
-    other = leaf.regrid((1 << leaf.bits) - 1 - leaf.codes, leaf.scale / 2, leaf.zero)
+    scale = leaf.scale if leaf.fixed else leaf.scale / 2
+    other = leaf.regrid((1 << leaf.bits) - 1 - leaf.codes, scale, leaf.zero)
     other.check()
     assert other.layout == weight.layout
     found = other.grid_leaf(other.to_dense())
     assert found is not None
-    assert torch.equal(found.scale, leaf.scale / 2)
+    assert torch.equal(found.scale, scale)
     assert torch.equal(found.zero, leaf.zero)
     kept = torch.ones_like(leaf.codes, dtype=torch.bool) if leaf.keep is None else leaf.keep
     assert torch.equal(found.codes[kept], (1 << leaf.bits) - 1 - leaf.codes[kept])
@@ -267,6 +269,21 @@ def _uniform(generator: Generator) -> Iterator[Example]:
             codes, scale, zero, dense = _on_grid(grid, shape, generator)
             layout = Uniform(shape, grid.bits, grid.group_size, grid.symmetric)
             yield Example(layout.pack(codes, scale, None if grid.symmetric else zero), dense)
+
+
+def _bilevel(generator: Generator) -> Iterator[Example]:
+    """Scales and zero points whose grids are powers of two, so that decoding them is exact."""
+    for shape, bits, size, coarse, band in (((7, 24), 3, 8, 3, 4), ((16, 48), 4, 6, 2, 16)):
+        layout, sides, values = Bilevel(shape, bits, size, coarse, band), [], []
+        for low, step in ((0.25, 0.125), (0.0, 2.0 ** (bits - coarse))):
+            codes = torch.randint(
+                0, 1 << coarse, (shape[0], shape[1] // size), generator=generator
+            )
+            grid = torch.ones((-(-shape[0] // band), codes.shape[1]), dtype=torch.float16)
+            sides.append(Statistic(codes.to(torch.uint8), low * grid, step * grid))
+            values.append((low + step * codes).repeat_interleave(size, dim=1))
+        codes = torch.randint(0, 1 << bits, shape, generator=generator)
+        yield Example(layout.pack(codes, *sides), values[0] * (codes - values[1]))
 
 
 def _masked(
@@ -350,13 +367,10 @@ def _sum(generator: Generator) -> Iterator[Example]:
     grid, shape = Grid(3, 8), (16, 48)
     codes, scale, zero, dense = _on_grid(grid, shape, generator)
     base = Uniform(shape, grid.bits, grid.group_size).pack(codes, scale, zero)
-    for factors in _factors(generator):
-        added = Sum(shape, base.layout, factors.weight.layout)
-        yield Example(added.pack(base, factors.weight), dense + factors.dense)
-    for sparse in _outliers(generator):
-        if sparse.weight.layout.shape == shape:
-            added = Sum(shape, base.layout, sparse.weight.layout)
-            yield Example(added.pack(base, sparse.weight), dense + sparse.dense)
+    for part in (*_outliers(generator), *_factors(generator)):
+        if part.weight.layout.shape == shape:
+            added = Sum(shape, base.layout, part.weight.layout)
+            yield Example(added.pack(base, part.weight), dense + part.dense)
 
 
 def _outliers(generator: Generator) -> Iterator[Example]:
@@ -368,19 +382,14 @@ def _outliers(generator: Generator) -> Iterator[Example]:
             yield Example(layout.pack(mask, dense), torch.where(mask, dense, 0.0))
 
 
-def _bypass(generator: Generator) -> Iterator[Example]:
-    for shape in SHAPES:
-        yield Example(Bypass(shape).pack(), torch.zeros(shape))
-
-
 _MAKERS: dict[str, Callable[[Generator], Iterator[Example]]] = {
     "dense": _dense,
     "uniform": _uniform,
+    "bilevel": _bilevel,
     "bitmask": _bitmask,
     "nm": _nm,
     "factors": _factors,
     "prepared": _prepared,
     "sum": _sum,
     "outliers": _outliers,
-    "bypass": _bypass,
 }

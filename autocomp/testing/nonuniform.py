@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from autocomp.formats.affine import Affine
 from autocomp.formats.base import CompressedWeight
 from autocomp.formats.bcq import Bcq
+from autocomp.formats.bypass import Bypass
 from autocomp.formats.codebook import Codebook
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.kernels.bits import unpack_bits
@@ -84,9 +85,15 @@ def _affine(generator: Generator) -> Pairs:
             yield layout.pack(codes, scale, zero), (codes - shift.half().float()) * step
 
 
+def _bypass(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        yield Bypass(shape).pack(), torch.zeros(shape)
+
+
 MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "codebook": _codebook,
     "bcq": _bcq,
     "affine": _affine,
+    "bypass": _bypass,
     "normal_float": _normal_float,
 }
