@@ -19,6 +19,7 @@ FORMATS = {
 
 STEPS = {
     "scale": "autocomp.formats.steps:Scale",
+    "permutation": "autocomp.formats.steps:Permutation",
     "rotation": "autocomp.formats.steps:Rotation",
     "round-input": "autocomp.formats.steps:RoundInput",
 }

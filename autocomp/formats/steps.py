@@ -28,7 +28,7 @@ class Step(ABC):
     """A step with its stored tensors; subclasses are named in ``STEPS``.
 
     Class attributes: ``name`` (its key in ``STEPS``), ``version`` (raise it when stored tensors
-    change meaning) and ``diagonal`` (it multiplies each channel by a positive number, so that
+    change meaning) and ``diagonal`` (it mixes no channels and turns no sign, so that
     ``|T x| = T |x|``).
 
     Args:
@@ -111,6 +111,34 @@ class Scale(Step):
     def merge(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return ``W' / s``."""
         return weight / tensors["scale"].to(weight.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation(Step):
+    """``x`` in another order, ``order`` (in,) int16, int32 above 2^15 inputs: the channels' names.
+
+    ``T x = x[order]``; the weight's columns are put in the same order.
+    """
+
+    name: ClassVar[str] = "permutation"
+    diagonal: ClassVar[bool] = True
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return ``order``."""
+        dtype = "int16" if self.in_features <= 1 << 15 else "int32"
+        return {"order": TensorInfo((self.in_features,), dtype)}
+
+    def apply(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the channels in their order."""
+        return inputs[..., tensors["order"].long()]
+
+    def absorb(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the columns in their order."""
+        return weight[:, tensors["order"].long()]
+
+    def merge(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the columns where they came from."""
+        return torch.empty_like(weight).index_copy_(1, tensors["order"].long(), weight)
 
 
 @dataclass(frozen=True, slots=True)

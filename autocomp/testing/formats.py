@@ -25,7 +25,7 @@ from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.nm import NM
 from autocomp.formats.outliers import Outliers
 from autocomp.formats.prepared import Prepared
-from autocomp.formats.steps import Rotation, RoundInput, Scale
+from autocomp.formats.steps import Permutation, Rotation, RoundInput, Scale, Step
 from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
 from autocomp.testing.nonuniform import MAKERS as NONUNIFORM
@@ -336,28 +336,29 @@ def _factors(generator: Generator) -> Iterator[Example]:
 def _prepared(generator: Generator) -> Iterator[Example]:
     """Steps whose numbers are powers of two, so that decoding them is exact.
 
-    The rotations are of a width whose Hadamard matrix has such entries; that they turn the weight
-    as they turn inputs is worked out from what they do to the unit vectors.
+    The rotations are of a width whose Hadamard matrix has such entries; that steps change the
+    weight as they change inputs is worked out from what they do to the unit vectors.
     """
-    grid, shape = Grid(4, 8), (7, 16)
-    unit = torch.eye(shape[1])
+    grid, shape, unit = Grid(4, 8), (7, 16), torch.eye(16)
     scale = 2.0 ** torch.randint(-3, 4, (shape[1],), generator=generator)
     static = {"scale": torch.tensor([8.0])}
-    turns = [Rotation(shape[1], "hadamard", seed) for seed in (0, 7)]
+    steps: list[tuple[Step, dict[str, Tensor]]] = [
+        (Scale(shape[1]), {"scale": scale.half()}),
+        (Permutation(shape[1]), {"order": scale.argsort(stable=True).short()}),
+        *((Rotation(shape[1], "hadamard", seed), {}) for seed in (0, 7)),
+    ]
     for inner in (Dense(shape, "float16"), Uniform(shape, grid.bits, grid.group_size)):
         if isinstance(inner, Dense):
             dense = _normal(shape, generator)
             weight = inner.pack(dense)
         else:
-            codes, step, zero, dense = _on_grid(grid, shape, generator)
-            weight = inner.pack(codes, step, zero)
+            codes, spacing, zero, dense = _on_grid(grid, shape, generator)
+            weight = inner.pack(codes, spacing, zero)
         for rounding in (None, RoundInput(shape[1], 8), RoundInput(shape[1], 4, "tensor")):
             stored = static if rounding and rounding.granularity == "tensor" else {}
-            scaled = Prepared(shape, weight.layout, Scale(shape[1]), rounding)
-            yield Example(scaled.pack(weight, {"scale": scale.half()}, stored), dense / scale)
-            for turn in turns:
-                turned = Prepared(shape, weight.layout, turn, rounding)
-                yield Example(turned.pack(weight, {}, stored), dense @ turn.apply(unit, {}).T)
+            for step, made in steps:
+                layout = Prepared(shape, weight.layout, step, rounding)
+                yield Example(layout.pack(weight, made, stored), dense @ step.apply(unit, made).T)
             if rounding is not None:
                 plain = Prepared(shape, weight.layout, None, rounding)
                 yield Example(plain.pack(weight, {}, stored), dense)
