@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autocomp.core.registry import SPACES
+from autocomp.core.registry import METHODS, SPACES
 from autocomp.core.spec import SLOTS
-from autocomp.methods.compose import REQUIRES, TOGETHER
+from autocomp.methods.compose import ON_A_GRID, REQUIRES, TOGETHER, has_grid
 from autocomp.report.methods import SCOPES, MethodRow, method_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +26,7 @@ joins the filled slots with `+`: `gptq-w4g64`, `sparsegpt-2:4+gptq-w4g64`, `wsvd
 `dense` leaves the site as it is. Any method of one slot goes with any method of another where
 the slots go together, pair by pair: {pairs}.
 Some make sense only beside another: {needed}.
+Beside {barred}, a quantizer must have a uniform grid: {gridded}.
 """
 
 
@@ -53,7 +54,13 @@ def page() -> str:
     """Return docs/methods.md."""
     pairs = sorted((" + ".join(sorted(pair, key=SLOTS.index)) for pair in TOGETHER), key=_order)
     needed = [f"{slot} needs {' or '.join(others)}" for slot, others in REQUIRES.items()]
-    parts = [INTRODUCTION.format(pairs=", ".join(pairs), needed="; ".join(needed))]
+    introduction = INTRODUCTION.format(
+        pairs=", ".join(pairs),
+        needed="; ".join(needed),
+        barred=" or ".join(f"the {slot} slot" for slot in ON_A_GRID),
+        gridded=", ".join(f"`{name}`" for name in METHODS if has_grid(name)),
+    )
+    parts = [introduction]
     for scope, meaning in SCOPES.items():
         parts.append(f"## {scope.capitalize()}\n\n{meaning[0].upper()}{meaning[1:]}.\n")
         for row in method_rows():

@@ -74,6 +74,7 @@ def _stepped(stats: Stats, step: Step, tensors: Mapping[str, Tensor]) -> Stats:
         absmean=absmean,
         absmax=absmax,
         sample=sample,
+        sensitivity=None,
         digest=f"{stats.digest}+{step.name}",
         derived={},
     )

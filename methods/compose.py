@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autocomp.core.errors import NumericalError, PlanError, UnsupportedError
 from autocomp.core.method import Reader
+from autocomp.core.registry import METHODS
 from autocomp.core.sketch import SiteKind
 from autocomp.core.spec import SLOTS, LayerSpec, Spec, UniformSpec
 from autocomp.core.stats import Needs, Stats
@@ -85,7 +86,7 @@ def compress(
 
 def _check_width(stats: Stats | None, spec: LayerSpec, in_features: int) -> None:
     """Refuse statistics of an input of another width."""
-    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample"):
+    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample", "sensitivity"):
         value = getattr(stats, name, None)
         if value is not None and value.shape[-1] != in_features:
             raise PlanError(
@@ -183,6 +184,9 @@ REQUIRES = {
 }
 """Slots of which one must be filled for the key to make sense."""
 
+ON_A_GRID = ("input", "factor", "mask")
+"""Slots that a quantizer goes with only if its levels are a uniform grid, which it gives."""
+
 
 def check_slots(spec: LayerSpec) -> None:
     """Check that the filled slots go together.
@@ -203,6 +207,17 @@ def check_slots(spec: LayerSpec) -> None:
             raise UnsupportedError(
                 f"{spec.token()}: the {slot} slot needs one of {', '.join(needed)} beside it."
             )
+    barred = [slot for slot in ON_A_GRID if slot in slots]
+    if barred and spec.quantizer is not None and not has_grid(spec.quantizer.method):
+        raise UnsupportedError(
+            f"{spec.token()}: {spec.quantizer.method} has no uniform grid, which the "
+            f"{barred[0]} slot needs; use {', '.join(filter(has_grid, METHODS))} there."
+        )
+
+
+def has_grid(name: str) -> bool:
+    """Return whether a method is a quantizer whose levels are a uniform grid, by its name."""
+    return hasattr(METHODS[name], "grid")
 
 
 def _layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:

@@ -23,7 +23,9 @@ def compress(
         str, Option("--method", help="Method, or a whole token: wanda-2:4+gptq-w4g64.")
     ] = "gptq",
     bits: Annotated[int, Option(help=f"One of {', '.join(map(str, BITS))}.")] = 4,
-    group_size: Annotated[int, Option(help="Inputs that share a scale; 0 for a row.")] = 64,
+    group_size: Annotated[
+        int, Option(help="Inputs that share a scale, where a method has groups; 0 for a row.")
+    ] = 64,
     embedding: Annotated[
         str, Option(help="Token for the embedding and head; 'dense' leaves them.")
     ] = "rtn-w8g64",
@@ -83,9 +85,11 @@ def uniform_token(method: str, bits: int, group_size: int) -> str:
         return method
     if method not in METHODS:
         METHODS[method]
-    if not hasattr(METHODS[method].spec, "bits"):
+    spec = METHODS[method].spec
+    if not hasattr(spec, "bits"):
         raise ConfigError(
             f"--method {method}: not a quantizer, so --bits does not apply. Give its whole token, "
             f"such as wanda-s50+rtn-w4g64 or wsvd-p60+rtn-w8g64."
         )
-    return f"{method}-w{bits}" + (f"g{group_size}" if group_size else "")
+    grouped = group_size and hasattr(spec, "group_size")
+    return f"{method}-w{bits}" + (f"g{group_size}" if grouped else "")

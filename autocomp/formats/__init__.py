@@ -3,6 +3,10 @@
 FORMATS = {
     "dense": "autocomp.formats.dense:Dense",
     "uniform": "autocomp.formats.uniform:Uniform",
+    "codebook": "autocomp.formats.codebook:Codebook",
+    "bcq": "autocomp.formats.bcq:Bcq",
+    "normal_float": "autocomp.formats.normal_float:NormalFloat",
+    "affine": "autocomp.formats.affine:Affine",
     "bilevel": "autocomp.formats.bilevel:Bilevel",
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",

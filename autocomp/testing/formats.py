@@ -18,7 +18,6 @@ from autocomp.core.registry import FORMATS
 from autocomp.formats.base import CompressedWeight, format_from_json, tensor_info
 from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bitmask import Bitmask
-from autocomp.formats.bypass import Bypass
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.io import file_nbytes, load, save
@@ -29,6 +28,7 @@ from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Permutation, Rotation, RoundInput, Scale, Step
 from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
+from autocomp.testing.nonuniform import MAKERS as NONUNIFORM
 
 GRIDS = (
     Grid(2, 8),
@@ -55,9 +55,11 @@ def examples(name: str, seed: int = 0) -> list[Example]:
     Raises:
         UnsupportedError: If the format has no examples here; add a function to ``_MAKERS``.
     """
+    generator = Generator().manual_seed(seed)
+    if name in NONUNIFORM:
+        return [Example(*pair) for pair in NONUNIFORM[name](generator)]
     if name not in _MAKERS:
         raise UnsupportedError(f"format {name!r} has no contract examples; add them to _MAKERS.")
-    generator = Generator().manual_seed(seed)
     return list(_MAKERS[name](generator))
 
 
@@ -381,11 +383,6 @@ def _outliers(generator: Generator) -> Iterator[Example]:
             yield Example(layout.pack(mask, dense), torch.where(mask, dense, 0.0))
 
 
-def _bypass(generator: Generator) -> Iterator[Example]:
-    for shape in SHAPES:
-        yield Example(Bypass(shape).pack(), torch.zeros(shape))
-
-
 _MAKERS: dict[str, Callable[[Generator], Iterator[Example]]] = {
     "dense": _dense,
     "uniform": _uniform,
@@ -396,5 +393,4 @@ _MAKERS: dict[str, Callable[[Generator], Iterator[Example]]] = {
     "prepared": _prepared,
     "sum": _sum,
     "outliers": _outliers,
-    "bypass": _bypass,
 }

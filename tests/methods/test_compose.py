@@ -231,3 +231,15 @@ def test_statistics_of_another_input_are_refused():
     weight, stats = site()
     with pytest.raises(PlanError, match="'hessian' has 32 inputs, the weight 16"):
         compose.compress(weight[:, :16], LayerSpec.parse("rtn-w4"), stats, "float16")
+
+
+@pytest.mark.parametrize("token", ["squeezellm-w3", "lutgemm-w3", "hqq-w3", "nf-w4"])
+def test_quantizers_without_a_uniform_grid(token):
+    weight, stats = site()
+    for other in ("awq", "wanda-s50", "svd-r8"):
+        with pytest.raises(UnsupportedError, match=r"no uniform grid.*use rtn, gptq"):
+            compose.check_slots(LayerSpec.parse(f"{other}+{token}"))
+    alone = compress(token, weight, stats, "float16")
+    both = compress(f"{token}+lorc-r8+absmax-a8", weight, stats, "float16")
+    lost = output_error(weight, alone.to_dense(), stats)
+    assert output_error(weight, both.to_dense(), stats) < lost
