@@ -81,8 +81,9 @@ class Rounding:
         if self._leaf.symmetric:
             return scale, self._leaf.zero
         zero = -alpha * self._low / scale
-        zero = zero.half().float() if self._real else zero.round_()
-        return scale, zero.clamp_(0, self._levels)
+        if self._real:
+            return scale, zero.half().float()
+        return scale, zero.round_().clamp_(0, self._levels)
 
     def _chunks(self) -> Iterator[slice]:
         """Yield rows a few at a time; all at once where there is no cache to stay in."""
