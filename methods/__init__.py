@@ -6,6 +6,8 @@ if __name__ != "autocomp.methods":
 METHODS = {
     "rtn": "autocomp.methods.quantization.rtn:Rtn",
     "gptq": "autocomp.methods.quantization.gptq:Gptq",
+    "owq": "autocomp.methods.quantization.owq:Owq",
+    "spqr": "autocomp.methods.quantization.spqr:Spqr",
     "actorder": "autocomp.methods.quantization.act_order:ActOrder",
     "awq": "autocomp.methods.quantization.awq:Awq",
     "smoothquant": "autocomp.methods.quantization.smoothquant:SmoothQuant",

@@ -14,6 +14,7 @@ FORMATS = {
     "prepared": "autocomp.formats.prepared:Prepared",
     "sum": "autocomp.formats.sum:Sum",
     "outliers": "autocomp.formats.outliers:Outliers",
+    "columns": "autocomp.formats.columns:Columns",
     "bypass": "autocomp.formats.bypass:Bypass",
 }
 

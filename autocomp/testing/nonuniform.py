@@ -14,6 +14,7 @@ from autocomp.formats.base import CompressedWeight
 from autocomp.formats.bcq import Bcq
 from autocomp.formats.bypass import Bypass
 from autocomp.formats.codebook import Codebook
+from autocomp.formats.columns import Columns
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.kernels.bits import unpack_bits
 
@@ -85,6 +86,14 @@ def _affine(generator: Generator) -> Pairs:
             yield layout.pack(codes, scale, zero), (codes - shift.half().float()) * step
 
 
+def _columns(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for count in (3, shape[1]):
+            mask = torch.rand(shape[1], generator=generator).argsort() < count
+            dense = torch.randint(1, 128, shape, generator=generator).float() / 64
+            yield Columns(shape, count).pack(mask, dense), dense * mask
+
+
 def _bypass(generator: Generator) -> Pairs:
     for shape in SHAPES:
         yield Bypass(shape).pack(), torch.zeros(shape)
@@ -94,6 +103,7 @@ MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "codebook": _codebook,
     "bcq": _bcq,
     "affine": _affine,
+    "columns": _columns,
     "bypass": _bypass,
     "normal_float": _normal_float,
 }
