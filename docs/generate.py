@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autocomp.core.registry import METHODS, SPACES
+from autocomp.core.registry import SPACES
 from autocomp.core.spec import SLOTS
-from autocomp.methods.compose import ON_A_GRID, REQUIRES, TOGETHER, has_grid
+from autocomp.methods.compose import REQUIRES, TOGETHER
 from autocomp.report.methods import SCOPES, MethodRow, method_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +26,7 @@ joins the filled slots with `+`: `gptq-w4g64`, `sparsegpt-2:4+gptq-w4g64`, `wsvd
 `dense` leaves the site as it is. Any method of one slot goes with any method of another where
 the slots go together, pair by pair: {pairs}.
 Some make sense only beside another: {needed}.
-Beside {barred}, a quantizer must have a uniform grid: {gridded}.
+A mask or a factor goes with quantizers on plain uniform grids: {uniform}.
 """
 
 
@@ -57,8 +57,7 @@ def page() -> str:
     introduction = INTRODUCTION.format(
         pairs=", ".join(pairs),
         needed="; ".join(needed),
-        barred=" or ".join(f"the {slot} slot" for slot in ON_A_GRID),
-        gridded=", ".join(f"`{name}`" for name in METHODS if has_grid(name)),
+        uniform=", ".join(f"`{row.name}`" for row in method_rows() if row.formats == ("uniform",)),
     )
     parts = [introduction]
     for scope, meaning in SCOPES.items():

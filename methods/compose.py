@@ -12,9 +12,8 @@ from torch import Tensor
 
 from autocomp.core.errors import NumericalError, PlanError, UnsupportedError
 from autocomp.core.method import Reader
-from autocomp.core.registry import METHODS
 from autocomp.core.sketch import SiteKind
-from autocomp.core.spec import SLOTS, LayerSpec, Spec, UniformSpec
+from autocomp.core.spec import BITS, SLOTS, LayerSpec, Spec, UniformSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.prepared import Prepared
@@ -22,6 +21,7 @@ from autocomp.formats.steps import Step
 from autocomp.formats.sum import Sum
 from autocomp.methods._joint import Shape, combination, method_of, needs_alone, shape_of
 from autocomp.methods._steps import needs_behind, stepped
+from autocomp.methods._uniform import AffineGrid
 
 __all__ = ["check", "check_slots", "compress", "fit_input", "layout", "needs", "version"]
 
@@ -184,9 +184,6 @@ REQUIRES = {
 }
 """Slots of which one must be filled for the key to make sense."""
 
-ON_A_GRID = ("input", "factor", "mask")
-"""Slots that a quantizer goes with only if its levels are a uniform grid, which it gives."""
-
 
 def check_slots(spec: LayerSpec) -> None:
     """Check that the filled slots go together.
@@ -207,17 +204,12 @@ def check_slots(spec: LayerSpec) -> None:
             raise UnsupportedError(
                 f"{spec.token()}: the {slot} slot needs one of {', '.join(needed)} beside it."
             )
-    barred = [slot for slot in ON_A_GRID if slot in slots]
-    if barred and spec.quantizer is not None and not has_grid(spec.quantizer.method):
+    step = _step(spec.input, (1, 1))
+    if step is not None and not step.diagonal and Needs.SENSITIVITY in needs_alone(spec):
         raise UnsupportedError(
-            f"{spec.token()}: {spec.quantizer.method} has no uniform grid, which the "
-            f"{barred[0]} slot needs; use {', '.join(filter(has_grid, METHODS))} there."
+            f"{spec.token()}: what a single weight is worth is not known behind "
+            f"{spec.input.method}, which mixes inputs."
         )
-
-
-def has_grid(name: str) -> bool:
-    """Return whether a method is a quantizer whose levels are a uniform grid, by its name."""
-    return hasattr(METHODS[name], "grid")
 
 
 def _layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
@@ -310,7 +302,10 @@ def _input_rounder(part: Spec | None, shape: Shape) -> Callable[[Tensor, Stats |
 
 
 def _rounder(spec: LayerSpec) -> Callable[[Tensor, Stats | None], Tensor]:
-    """Return a cheap stand-in for compressing a weight: its unclipped grid, nearest codes."""
+    """Return a cheap stand-in for compressing a weight: its unclipped grid, nearest codes.
+
+    Of a quantizer without one it is the uniform grid of as many bits.
+    """
     quantizer = spec.quantizer
     if isinstance(quantizer, UniformSpec):
         quantizer = replace(quantizer, mse=False, clip=False)
@@ -318,7 +313,12 @@ def _rounder(spec: LayerSpec) -> Callable[[Tensor, Stats | None], Tensor]:
     def rounded(weight: Tensor, stats: Stats | None) -> Tensor:
         if quantizer is None:
             return weight
-        found: Tensor = method_of(quantizer).grid(weight, quantizer, stats).nearest(weight)
-        return found
+        method = method_of(quantizer)
+        if hasattr(method, "grid"):
+            grid: AffineGrid = method.grid(weight, quantizer, stats)
+        else:
+            size = getattr(quantizer, "group_size", None)
+            grid = AffineGrid.fit(weight, UniformSpec(max(quantizer.bits, BITS[0]), size))
+        return grid.nearest(weight)
 
     return rounded

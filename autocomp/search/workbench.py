@@ -334,11 +334,7 @@ class Workbench:
             self.store.put(self.key(site, spec), job.result())
 
     def compress_from_gradients(self, lists: Options) -> None:
-        """Fill the store with options that read gradients, in one pass of the dense base.
-
-        Args:
-            lists: Such options by site.
-        """
+        """Fill the store with options that read gradients, by site, in one pass of the base."""
         missing = {
             site: [spec for spec in specs if not self.store.path(self.key(site, spec)).exists()]
             for site, specs in lists.items()

@@ -33,7 +33,7 @@ from autocomp.search.workbench import Workbench, layout, method_version
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = tuple(
-    token.format(bits)
+    token.format(bits, bits)
     for bits in (4, 3, 2)
     for token in (
         "rtn-w{}g64",
@@ -42,6 +42,9 @@ ROWS = tuple(
         "lutgemm-w{}g64",
         "lutgemm-w{}g64-offset-weighted",
         "gptq-w{}g64",
+        "actorder+gptq-w{}g64",
+        "owq-w{}g64-t{}.05",
+        "spqr-w{}-o1",
         "awq+rtn-w{}g64-clip",
         "rotation-hadamard+gptq-w{}g64",
         "gptq-w{}g64@signround-100",
