@@ -83,7 +83,7 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
     "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
     "rotation": {
-        "valid": ("-hadamard", "-orthogonal", "-hadamard-s7"),
+        "valid": ("-hadamard", "-orthogonal", "-full", "-hadamard-s7"),
         "column": ("-hadamard", "-orthogonal"),
     },
     "absmax": {
