@@ -114,9 +114,8 @@ class Spqr:
         Raises:
             PlanError: If the group size does not divide the inputs.
         """
-        base = Bilevel(shape, spec.bits, spec.group_size, STATISTIC_BITS, BAND)
-        count = removed(shape[0] * shape[1], spec.outliers)
-        return Sum(shape, base, Outliers(shape, count)) if count else base
+        base, outliers = _parts(spec, shape)
+        return Sum(shape, base, outliers) if outliers.count else base
 
     def grid(self, weight: Tensor, spec: SpqrSpec, stats: Stats | None = None) -> AffineGrid:
         """Return the grids that span the groups, their statistics rounded."""
@@ -132,8 +131,9 @@ class Spqr:
             PlanError: If the Hessian is missing or the group size does not divide the inputs.
             NumericalError: If H cannot be factorised.
         """
-        layout = self.layout(spec, (weight.shape[0], weight.shape[1]))
-        factor = ColumnFactor.shared(stats, True, "spqr", weight.shape[1])
+        shape = weight.shape[0], weight.shape[1]
+        layout, (inner, outliers) = self.layout(spec, shape), _parts(spec, shape)
+        factor = ColumnFactor.shared(stats, True, "spqr", shape[1])
         apart = outlier_mask(weight, factor, spec)
         if bool((factor.order.diff() == 1).all()):
             solved, scale, zero = _fitted_on_the_way(weight, factor, apart, spec)
@@ -141,11 +141,16 @@ class Spqr:
             grid, (scale, zero) = _rounded(_spanned(weight, ~apart, spec))
             solved = solve_columns(weight, factor, grid=grid, spare=apart)
         assert solved.codes is not None
+        base = inner.pack(solved.codes, scale, zero)
         if not isinstance(layout, Sum):
-            return layout.pack(solved.codes, scale, zero)
-        base = layout.base.pack(solved.codes, scale, zero)
-        rest = layout.correction.pack(apart, solved.weight - base.to_dense())
-        return layout.pack(base, rest)
+            return base
+        return layout.pack(base, outliers.pack(apart, solved.weight - base.to_dense()))
+
+
+def _parts(spec: SpqrSpec, shape: tuple[int, int]) -> tuple[Bilevel, Outliers]:
+    """Return the layouts of the codes and of what is kept beside them."""
+    base = Bilevel(shape, spec.bits, spec.group_size, STATISTIC_BITS, BAND)
+    return base, Outliers(shape, removed(shape[0] * shape[1], spec.outliers))
 
 
 def outlier_mask(weight: Tensor, factor: ColumnFactor, spec: SpqrSpec) -> Tensor:
