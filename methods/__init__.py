@@ -7,6 +7,7 @@ METHODS = {
     "rtn": "autocomp.methods.quantization.rtn:Rtn",
     "gptq": "autocomp.methods.quantization.gptq:Gptq",
     "owq": "autocomp.methods.quantization.owq:Owq",
+    "quip": "autocomp.methods.quantization.quip:Quip",
     "spqr": "autocomp.methods.quantization.spqr:Spqr",
     "actorder": "autocomp.methods.quantization.act_order:ActOrder",
     "awq": "autocomp.methods.quantization.awq:Awq",

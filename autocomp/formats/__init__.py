@@ -7,6 +7,7 @@ FORMATS = {
     "bcq": "autocomp.formats.bcq:Bcq",
     "normal_float": "autocomp.formats.normal_float:NormalFloat",
     "affine": "autocomp.formats.affine:Affine",
+    "midrise": "autocomp.formats.midrise:Midrise",
     "bilevel": "autocomp.formats.bilevel:Bilevel",
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",

@@ -179,23 +179,11 @@ class Bilevel(Format):
         return CompressedWeight(self, {**tensors, "codes": codes})
 
     def grid_leaf(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> GridLeaf:
-        """Return the whole matrix, whose grid stays: ``s (q − z) = s (q − [z]) + s ([z] − z)``."""
+        """Return the whole matrix, whose grids stay."""
         codes = unpack_bits(tensors["codes"], self.bits, self.shape[1])
-        scale, zero = self.sides(tensors)
-        whole = zero.round()
-        offset = ((whole - zero) * scale).repeat_interleave(self.group_size, dim=1)
 
         def regrid(codes: Tensor, scale: Tensor, zero: Tensor) -> CompressedWeight:
             return CompressedWeight(self, {**tensors, "codes": pack_bits(codes, self.bits)})
 
-        return GridLeaf(
-            weight - offset,
-            self.bits,
-            False,
-            codes,
-            scale,
-            whole,
-            regrid,
-            offset=offset,
-            fixed=True,
-        )
+        sides = self.sides(tensors)
+        return GridLeaf(weight, self.bits, False, codes, *sides, regrid, fixed=True)

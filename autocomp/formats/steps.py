@@ -148,10 +148,11 @@ class Rotation(Step):
     Nothing is stored but the seed. ``hadamard``: two Hadamard matrices over their roots, whose
     sizes multiply to the largest power of two that divides the width, and a random orthogonal
     matrix of the rest. ``orthogonal``: two random orthogonal matrices, of the two most equal
-    divisors of the width. A product takes ``in · Σ size(Fᵢ)`` multiplications instead of ``in²``.
+    divisors of the width: a Kronecker product. ``full``: one random orthogonal matrix. A product
+    takes ``in · Σ size(Fᵢ)`` multiplications, which is ``in²`` for ``full`` alone.
 
     Args:
-        kind: ``hadamard`` or ``orthogonal``.
+        kind: ``hadamard``, ``orthogonal`` or ``full``.
         seed: Seed of signs, permutation and factors.
     """
 
@@ -233,7 +234,16 @@ def _orthogonal_factors(size: int, generator: torch.Generator) -> list[Tensor]:
     return [_orthogonal(left, generator), _orthogonal(size // left, generator)]
 
 
-ROTATIONS = {"hadamard": _hadamard_factors, "orthogonal": _orthogonal_factors}
+def _full_factor(size: int, generator: torch.Generator) -> list[Tensor]:
+    """Return one random factor."""
+    return [_orthogonal(size, generator)]
+
+
+ROTATIONS = {
+    "hadamard": _hadamard_factors,
+    "orthogonal": _orthogonal_factors,
+    "full": _full_factor,
+}
 
 
 def _hadamard(size: int) -> Tensor:

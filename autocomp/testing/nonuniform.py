@@ -15,6 +15,7 @@ from autocomp.formats.bcq import Bcq
 from autocomp.formats.bypass import Bypass
 from autocomp.formats.codebook import Codebook
 from autocomp.formats.columns import Columns
+from autocomp.formats.midrise import Midrise
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.kernels.bits import unpack_bits
 
@@ -86,6 +87,15 @@ def _affine(generator: Generator) -> Pairs:
             yield layout.pack(codes, scale, zero), (codes - shift.half().float()) * step
 
 
+def _midrise(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for bits in (2, 3, 8):
+            scale = (torch.rand((shape[0], 1), generator=generator) * 64 + 1).round() / 64
+            codes = torch.randint(0, 1 << bits, shape, generator=generator)
+            middle = (2**bits - 1) / 2
+            yield Midrise(shape, bits).pack(codes, scale), (codes - middle) * scale
+
+
 def _columns(generator: Generator) -> Pairs:
     for shape in SHAPES:
         for count in (3, shape[1]):
@@ -103,6 +113,7 @@ MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "codebook": _codebook,
     "bcq": _bcq,
     "affine": _affine,
+    "midrise": _midrise,
     "columns": _columns,
     "bypass": _bypass,
     "normal_float": _normal_float,

@@ -48,6 +48,11 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "ladder": ("-w2-t2", "-w2-t4", "-w3-t6", "-w4-t8"),
         "refused": ("-w3g5-t3", "-w4g64-t5"),
     },
+    "quip": {
+        "valid": ("-w2", "-w3-p1", "-w4-p2"),
+        "column": ("-w4",),
+        "ladder": ("-w2", "-w3", "-w4"),
+    },
     "spqr": {
         "valid": ("-w3-o5", "-w4g8", "-w2-o0.5"),
         "column": ("-w4g1",),
@@ -78,7 +83,7 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
     "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
     "rotation": {
-        "valid": ("-hadamard", "-orthogonal", "-hadamard-s7"),
+        "valid": ("-hadamard", "-orthogonal", "-full", "-hadamard-s7"),
         "column": ("-hadamard", "-orthogonal"),
     },
     "absmax": {

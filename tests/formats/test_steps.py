@@ -14,7 +14,7 @@ from autocomp.formats.steps import (
     step_from_json,
 )
 
-KINDS = ("hadamard", "orthogonal")
+KINDS = ("hadamard", "orthogonal", "full")
 WIDTHS = (1, 2, 17, 24, 64, 96, 576)
 
 
@@ -52,7 +52,7 @@ def test_no_step_is_no_step() -> None:
 
 
 def test_what_there_is_not_is_refused() -> None:
-    with pytest.raises(PlanError, match="hadamard or orthogonal"):
+    with pytest.raises(PlanError, match="hadamard or orthogonal or full"):
         Rotation(24, "fourier")
     with pytest.raises(PlanError, match="1 bits by 'token'"):
         RoundInput(24, 1)

@@ -29,6 +29,7 @@ METHOD_BITS = (
     ("squeezellm", 3),
     ("squeezellm-w3-o0.45", 0),
     ("actorder+gptq-w3g16", 0),
+    ("quip", 3),
     ("owq-w3g16-t4", 0),
     ("spqr-w3-o1", 0),
     ("hqq", 3),
