@@ -43,6 +43,7 @@ ROWS = tuple(
         "lutgemm-w{}g64-offset-weighted",
         "gptq-w{}g64",
         "actorder+gptq-w{}g64",
+        "rotation-orthogonal+quip-w{}-p1",
         "owq-w{}g64-t{}.05",
         "spqr-w{}-o1",
         "awq+rtn-w{}g64-clip",

@@ -14,6 +14,7 @@ from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import weight_bytes
 from autocomp.export import export_model
 from autocomp.models import sketch_of
+from autocomp.search import estimate
 from autocomp.search.run import compress_uniform
 from autocomp.search.workbench import Workbench
 
@@ -28,6 +29,7 @@ METHOD_BITS = (
     ("squeezellm", 3),
     ("squeezellm-w3-o0.45", 0),
     ("actorder+gptq-w3g16", 0),
+    ("quip", 3),
     ("owq-w3g16-t4", 0),
     ("spqr-w3-o1", 0),
     ("hqq", 3),
@@ -96,3 +98,13 @@ def test_a_method_that_reads_gradients_is_made_once_from_the_dense_model(setting
     assert bench.candidate.plan == plan
     for name, tensor in before.tensors.items():
         assert torch.equal(tensor, after.tensors[name])
+
+
+def test_k_means_is_counted_in_the_estimate(settings):
+    site = next(site for site in sketch_of(settings.model).sites if site.kind == "linear")
+    speed = estimate._Speed(body=1e9, single=1e9, steps=1e5)
+    seconds = [
+        estimate._solve_seconds(site, LayerSpec.parse(token), speed)
+        for token in ("rtn-w4", "squeezellm-w3", "squeezellm-w4")
+    ]
+    assert seconds[2] == 2 * seconds[1] > 20 * seconds[0]
