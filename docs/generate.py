@@ -26,6 +26,7 @@ joins the filled slots with `+`: `gptq-w4g64`, `sparsegpt-2:4+gptq-w4g64`, `wsvd
 `dense` leaves the site as it is. Any method of one slot goes with any method of another where
 the slots go together, pair by pair: {pairs}.
 Some make sense only beside another: {needed}.
+A mask or a factor goes with quantizers on plain uniform grids: {uniform}.
 """
 
 
@@ -53,7 +54,12 @@ def page() -> str:
     """Return docs/methods.md."""
     pairs = sorted((" + ".join(sorted(pair, key=SLOTS.index)) for pair in TOGETHER), key=_order)
     needed = [f"{slot} needs {' or '.join(others)}" for slot, others in REQUIRES.items()]
-    parts = [INTRODUCTION.format(pairs=", ".join(pairs), needed="; ".join(needed))]
+    introduction = INTRODUCTION.format(
+        pairs=", ".join(pairs),
+        needed="; ".join(needed),
+        uniform=", ".join(f"`{row.name}`" for row in method_rows() if row.formats == ("uniform",)),
+    )
+    parts = [introduction]
     for scope, meaning in SCOPES.items():
         parts.append(f"## {scope.capitalize()}\n\n{meaning[0].upper()}{meaning[1:]}.\n")
         for row in method_rows():

@@ -10,6 +10,7 @@ Reference:
     Frantar and Alistarh 2023, SparseGPT, https://arxiv.org/abs/2301.00774
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -46,7 +47,13 @@ class ColumnFactor:
     pivots: Tensor
 
     @classmethod
-    def of(cls, hessian: Tensor, act_order: bool, dtype: torch.dtype = torch.float32) -> Self:
+    def of(
+        cls,
+        hessian: Tensor,
+        act_order: bool,
+        dtype: torch.dtype = torch.float32,
+        last: Tensor | None = None,
+    ) -> Self:
         """Return the factor of a matrix of second moments, computed in fp64.
 
         ``0.01 · mean(diag H)`` is added to the diagonal, in which dead inputs count as 1. With J
@@ -56,6 +63,7 @@ class ColumnFactor:
             hessian: (in, in), ``H = E[x xᵀ]``.
             act_order: Visit columns by decreasing ``diag H`` instead of left to right.
             dtype: Dtype of ``lower`` and ``pivots``.
+            last: (in,) bool, columns visited after all others.
 
         Raises:
             NumericalError: If H is not finite or cannot be made positive definite.
@@ -66,6 +74,8 @@ class ColumnFactor:
         order = torch.arange(len(diagonal), device=matrix.device)
         if act_order:
             order = torch.sort(diagonal, descending=True, stable=True).indices
+        if last is not None:
+            order = torch.cat([order[~last[order]], order[last[order]]])
         backwards = order.flip(0)
         matrix = matrix[backwards][:, backwards]
         matrix.diagonal()[dead[backwards]] = 1.0
@@ -93,11 +103,26 @@ class ColumnFactor:
         return factor
 
 
+class GroupFit(NamedTuple):
+    """Grids that are taken of a group's weights when the solver reaches it, not in advance.
+
+    Args:
+        size: Consecutive inputs of a group.
+        bits: Bits a code.
+        fit: ``fit(values, columns)`` returns scale and zero point, each (out,) in the dtype of the
+            values, for the group's weights as changed so far, (out, size), and its inputs.
+    """
+
+    size: int
+    bits: int
+    fit: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+
 class Solved(NamedTuple):
     """What the solver returns.
 
     Args:
-        weight: (out, in), rounded and pruned.
+        weight: (out, in), rounded and pruned, or as it was when visited where it is spared.
         codes: (out, in) uint8, or ``None`` without a grid.
         keep: (out, in) bool, or ``None`` without a mask.
         loss: ``½ tr(D H Dᵀ)``, the damped H and the change D of the weight (dead columns aside).
@@ -129,7 +154,8 @@ def solve_columns(
     *,
     keep: Tensor | None = None,
     prune: MaskSpec | None = None,
-    grid: AffineGrid | None = None,
+    grid: AffineGrid | GroupFit | None = None,
+    spare: Tensor | None = None,
     strip: int = STRIP,
 ) -> Solved:
     """Round and/or prune a weight column by column, moving each column's error into later ones.
@@ -145,7 +171,10 @@ def solve_columns(
         prune: A mask chosen on the way by the score ``w²/U_jj²`` of the weights compensated so
             far: with an exact count a strip over all rows, or N:M (which asks for the natural
             order).
-        grid: Static grids, all taken of the original weight; ``None`` leaves values unrounded.
+        grid: Static grids, all taken of the original weight; or how they are taken on the way,
+            which asks for the natural order; ``None`` leaves values unrounded.
+        spare: (out, in) bool, weights that are rounded but lose nothing by it, since they are also
+            stored apart; for rounded weights only.
         strip: Columns a strip; a multiple of ``prune.m``.
 
     Raises:
@@ -153,11 +182,16 @@ def solve_columns(
     """
     columns = weight.shape[1]
     work = _Work(weight, factor, keep, prune, grid)
+    if spare is not None:
+        work.spare(spare)
     value, error, lower = work.value, work.error, factor.lower
     chunk = CHUNK
     if prune is not None and prune.m is not None:
         check_strip(prune, strip)
         chunk = prune.m
+    if isinstance(grid, GroupFit):
+        chunk = grid.size
+        strip = max(chunk, strip // chunk * chunk)
     for start in range(0, columns, strip):
         stop = min(start + strip, columns)
         if start:
@@ -170,6 +204,8 @@ def solve_columns(
                 value[low:high].addmm_(lower[low:high, start:low], error[start:low], alpha=-1)
             if prune is not None and prune.keep is not None:
                 work.prune(low, high, chunk - prune.keep, by_row=True)
+            if isinstance(grid, GroupFit):
+                work.fit(grid, low, high)
             for column in range(low, high):
                 if column > low:
                     work.values[column].addmv_(
@@ -188,10 +224,10 @@ class _Work:
         factor: ColumnFactor,
         keep: Tensor | None,
         prune: MaskSpec | None,
-        grid: AffineGrid | None,
+        grid: AffineGrid | GroupFit | None,
     ) -> None:
         self.factor = factor
-        self.grid = grid
+        self.levels = 0 if grid is None else 2**grid.bits - 1
         self.value = weight.T.index_select(0, factor.order).contiguous()
         self.value[factor.dead] = 0
         self.error = torch.empty_like(self.value)
@@ -202,15 +238,39 @@ class _Work:
             self.kept = torch.ones_like(self.value)
         self.values, self.errors = self.value.unbind(), self.error.unbind()
         self.masks = () if self.kept is None else self.kept.unbind()
-        if grid is not None:
-            self.rounded = torch.empty_like(self.value)
-            self.steps = self.rounded.unbind()
+        self.extra: Tensor | None = None
+        if grid is None:
+            return
+        self.rounded = torch.empty_like(self.value)
+        self.steps = self.rounded.unbind()
+        if isinstance(grid, GroupFit):
+            self.scale = weight.new_ones(weight.shape[1] // grid.size, weight.shape[0])
+            self.zero = torch.zeros_like(self.scale)
+        else:
             self.scale = grid.scale.T.to(weight.dtype).contiguous()
             self.zero = grid.zero.T.to(weight.dtype).contiguous()
-            self.group = factor.order // (weight.shape[1] // len(self.scale))
-            sides = (self.scale, -self.zero, grid.levels - self.zero)
-            grids = list(zip(*(side.unbind() for side in sides), strict=True))
-            self.grids = [grids[index] for index in self.group.tolist()]
+        self.group = factor.order // (weight.shape[1] // len(self.scale))
+        self.groups = self.group.tolist()
+        self.grids = [self._sides(index) for index in range(len(self.scale))]
+
+    def _sides(self, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return a group's scale, the least and the largest step, and what zero points lack."""
+        scale, zero = self.scale[group], self.zero[group]
+        whole = zero.round()
+        lack = zero - whole
+        return scale, -whole, self.levels - whole, lack if bool(lack.any()) else None
+
+    def spare(self, mask: Tensor) -> None:
+        """Let weights (out, in) keep their values beside their codes."""
+        self.spared = mask.T.index_select(0, self.factor.order).to(self.value.dtype).unbind()
+        self.extra = torch.zeros_like(self.value)
+        self.extras = self.extra.unbind()
+
+    def fit(self, grid: GroupFit, low: int, high: int) -> None:
+        """Take the grid of a group of its values as they are now."""
+        group = low // grid.size
+        self.scale[group], self.zero[group] = grid.fit(self.value[low:high].T, slice(low, high))
+        self.grids[group] = self._sides(group)
 
     def prune(self, low: int, high: int, count: int, by_row: bool = False) -> None:
         """Drop the ``count`` smallest scores of some columns, over all rows or of each row."""
@@ -222,25 +282,32 @@ class _Work:
     def settle(self, column: int) -> None:
         """Round and prune one column; what is lost becomes its error."""
         value, error = self.values[column], self.errors[column]
-        if self.grid is None:
+        if not self.levels:
             torch.addcmul(value, value, self.masks[column], value=-1, out=error)
             return
-        scale, low, high = self.grids[column]
+        scale, low, high, lack = self.grids[self.groups[column]]
         step = torch.div(value, scale, out=self.steps[column])
-        step.round_().clamp_(low, high)
+        if lack is None:
+            step.round_().clamp_(low, high)
+        else:
+            step.add_(lack).round_().clamp_(low, high).sub_(lack)
         if self.masks:
             step.mul_(self.masks[column])
         torch.addcmul(value, step, scale, value=-1, out=error)
+        if self.extra is not None:
+            error.sub_(torch.mul(error, self.spared[column], out=self.extras[column]))
 
     def solved(self) -> Solved:
         """Return the result in the layout of the weight."""
         pivots = self.factor.pivots[:, None]
         loss = 0.5 * float((self.error / pivots).square().sum())
-        if self.grid is None:
+        if not self.levels:
             weight, codes = self.value - self.error, None
         else:
             weight = self.rounded * self.scale[self.group]
-            codes = self._restore(self.rounded + self.zero[self.group]).to(torch.uint8)
+            if self.extra is not None:
+                weight += self.extra
+            codes = self._restore((self.rounded + self.zero[self.group]).round_()).to(torch.uint8)
         keep = None if self.kept is None else self._restore(self.kept).to(torch.bool)
         return Solved(self._restore(weight), codes, keep, loss)
 

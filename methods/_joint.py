@@ -78,8 +78,24 @@ def _alone(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> 
 # --- mask and quantizer
 
 
-def _sparse_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
+def _static(spec: LayerSpec) -> UniformSpec:
+    """Return the quantizer's spec, on whose grids a mask or a factor can be rounded.
+
+    Raises:
+        UnsupportedError: If its codes do not lie on plain uniform grids.
+    """
     quantizer = spec.quantizer
+    if method_of(quantizer).formats != ("uniform",):
+        raise UnsupportedError(
+            f"{spec.token()}: a mask or a factor goes together with plain uniform grids, such as "
+            "those of rtn or gptq."
+        )
+    found: UniformSpec = quantizer
+    return found
+
+
+def _sparse_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
+    quantizer = _static(spec)
     grid = Grid(quantizer.bits, quantizer.group_size, quantizer.symmetric)
     return method_of(spec.mask).layout(spec.mask, shape, dtype, grid)
 
@@ -123,7 +139,7 @@ def factor_group(group_size: int | None, inputs: int) -> int | None:
 
 def _factor_spec(spec: LayerSpec, inputs: int) -> UniformSpec:
     """Return the quantizer's spec for a factor with that many inputs."""
-    quantizer: UniformSpec = spec.quantizer
+    quantizer = _static(spec)
     return replace(quantizer, group_size=factor_group(quantizer.group_size, inputs))
 
 

@@ -32,7 +32,10 @@ class Rounding:
     """``ŵ = s (clamp(round(w/s + V) + z, 0, 2^b − 1) − z)`` with learned V, α and β.
 
     ``s = (β h − α l)/(2^b − 1)`` and ``z = round(−α l/s)``, or fixed on a symmetric grid. The ends
-    ``l`` and ``h`` are those of the stored grid, which is therefore the grid of ``α = β = 1``.
+    ``l`` and ``h`` are those of the stored grid, which is therefore the grid of ``α = β = 1``. Of
+    a fixed leaf V alone is learned. Where zero points are real numbers, the codes are
+    ``round(w/s + V + z)`` and z is rounded to float16.
+
     Gradients pass through roundings as if they were not there, and through the clamp where it
     changes nothing.
 
@@ -48,6 +51,7 @@ class Rounding:
         self._weight = self._grouped(leaf.target)
         self._keep = None if leaf.keep is None else self._grouped(leaf.keep)
         self._offset = None if leaf.offset is None else self._grouped(leaf.offset)
+        self._real = bool((leaf.zero != leaf.zero.round()).any())
         self._low = -leaf.zero * leaf.scale
         self._high = (self._levels - leaf.zero) * leaf.scale
         self._state = State(
@@ -69,12 +73,17 @@ class Rounding:
 
     def sides(self) -> tuple[Tensor, Tensor]:
         """Return the scale, as float16 holds it, and the zero point, each (out, groups) fp32."""
+        if self._leaf.fixed:
+            return self._leaf.scale, self._leaf.zero
         _, alpha, beta = self._state
         scale = (beta * self._high - alpha * self._low) / self._levels
         scale = scale.to(torch.float16).to(torch.float32).clamp_min_(SMALLEST_SCALE)
         if self._leaf.symmetric:
             return scale, self._leaf.zero
-        return scale, (-alpha * self._low / scale).round_().clamp_(0, self._levels)
+        zero = -alpha * self._low / scale
+        if self._real:
+            return scale, zero.half().float()
+        return scale, zero.round_().clamp_(0, self._levels)
 
     def _chunks(self) -> Iterator[slice]:
         """Yield rows a few at a time; all at once where there is no cache to stay in."""
@@ -88,7 +97,11 @@ class Rounding:
         moved = torch.addcdiv(
             self._state.shift[rows], self._weight[rows], scale[rows].unsqueeze(-1)
         )
-        return moved.round_().add_(zero[rows].unsqueeze(-1))
+        whole = zero[rows]
+        if self._real:
+            whole = whole.round()
+            moved.add_((zero[rows] - whole).unsqueeze(-1))
+        return moved.round_().add_(whole.unsqueeze(-1))
 
     def operand(self) -> Tensor:
         """Return what the linear multiplies, (out, in) in its dtype."""
@@ -132,7 +145,8 @@ class Rounding:
                 - (inner * weight).sum(dim=-1) / scale[rows]
             )
             shift.sub_(inner.sign_(), alpha=rate)
-        self._descend_clips(by_scale, by_zero.mul_(scale), scale, rate)
+        if not self._leaf.fixed:
+            self._descend_clips(by_scale, by_zero.mul_(scale), scale, rate)
 
     def _descend_clips(
         self, by_scale: Tensor, by_zero: Tensor, scale: Tensor, rate: float

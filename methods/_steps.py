@@ -35,7 +35,8 @@ def stepped(stats: Stats | None, step: Step, tensors: Mapping[str, Tensor]) -> S
     """Return the statistics of ``T x``, given those of x.
 
     ``H' = T H Tᵀ``. Largest and mean magnitudes follow exactly from those of x where T is
-    diagonal, and are those of the sample elsewhere. The last result of each kind of step is kept
+    diagonal, and are those of the sample elsewhere. The sensitivity of the weights ``W T⁻¹`` is
+    known only where T is diagonal. The last result of each kind of step is kept
     in ``stats.derived``, and with it the factorisations that are kept there in turn.
 
     Args:
@@ -60,7 +61,10 @@ def _stepped(stats: Stats, step: Step, tensors: Mapping[str, Tensor]) -> Stats:
     if hessian is not None:
         hessian = step.apply(hessian.T.contiguous(), tensors)
         hessian = (hessian + hessian.T) / 2
+    sensitivity = None
     if step.diagonal:
+        root = turn(None if stats.sensitivity is None else stats.sensitivity.sqrt())
+        sensitivity = None if root is None else root.square()
         norms, absmean, absmax = map(turn, (stats.norms, stats.absmean, stats.absmax))
     else:
         norms = None if hessian is None else hessian.diagonal().clamp_min(0).sqrt()
@@ -74,6 +78,7 @@ def _stepped(stats: Stats, step: Step, tensors: Mapping[str, Tensor]) -> Stats:
         absmean=absmean,
         absmax=absmax,
         sample=sample,
+        sensitivity=sensitivity,
         digest=f"{stats.digest}+{step.name}",
         derived={},
     )

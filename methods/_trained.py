@@ -48,7 +48,9 @@ def trained(weight: CompressedWeight, rank: int, generator: Generator) -> Traine
     dense = weight.to_dense()
     leaf = weight.grid_leaf(dense)
     change = _Change(dense, rank, generator)
-    return _Values(weight, dense, change) if leaf is None else _Codes(leaf, change)
+    if leaf is None or leaf.fixed:
+        return _Values(weight, dense, change)
+    return _Codes(leaf, change)
 
 
 class _Change(nn.Module):
@@ -111,7 +113,7 @@ class _Codes(Trained):
 
 
 class _Values(Trained):
-    """Floating values that move by low rank, as their format rounds and masks them."""
+    """Values that move by low rank, as their format rounds and masks them."""
 
     def __init__(self, weight: CompressedWeight, dense: Tensor, change: _Change) -> None:
         super().__init__()

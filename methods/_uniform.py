@@ -22,8 +22,8 @@ class AffineGrid(NamedTuple):
     """A grid for each group of a row, ``w ≈ scale · (code − zero)``.
 
     Args:
-        scale: (out, groups) float16, positive.
-        zero: (out, groups) uint8, the code of the value 0.
+        scale: (out, groups) float16, positive; fp32 where it is stored otherwise.
+        zero: (out, groups) uint8, the code of the value 0; fp32 where it is any number.
         bits: Bits a code.
     """
 
@@ -83,7 +83,10 @@ class AffineGrid(NamedTuple):
         """Return the nearest points of the grid, (out, in): what :meth:`codes` decodes to."""
         grouped = weight.reshape(weight.shape[0], self.scale.shape[1], -1)
         scale, zero = (side.to(weight.dtype)[..., None] for side in (self.scale, self.zero))
-        points = (grouped / scale).round_().clamp_(-zero, self.levels - zero)
+        if self.zero.is_floating_point():
+            points = (grouped / scale).add_(zero).round_().clamp_(0, self.levels).sub_(zero)
+        else:
+            points = (grouped / scale).round_().clamp_(-zero, self.levels - zero)
         return points.mul_(scale).view(weight.shape)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from autocomp.core.errors import NumericalError, PlanError, UnsupportedError
 from autocomp.core.method import Reader
 from autocomp.core.sketch import SiteKind
-from autocomp.core.spec import SLOTS, LayerSpec, Spec, UniformSpec
+from autocomp.core.spec import BITS, SLOTS, LayerSpec, Spec, UniformSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.prepared import Prepared
@@ -21,6 +21,7 @@ from autocomp.formats.steps import Step
 from autocomp.formats.sum import Sum
 from autocomp.methods._joint import Shape, combination, method_of, needs_alone, shape_of
 from autocomp.methods._steps import needs_behind, stepped
+from autocomp.methods._uniform import AffineGrid
 
 __all__ = ["check", "check_slots", "compress", "fit_input", "layout", "needs", "version"]
 
@@ -85,7 +86,7 @@ def compress(
 
 def _check_width(stats: Stats | None, spec: LayerSpec, in_features: int) -> None:
     """Refuse statistics of an input of another width."""
-    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample"):
+    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample", "sensitivity"):
         value = getattr(stats, name, None)
         if value is not None and value.shape[-1] != in_features:
             raise PlanError(
@@ -203,6 +204,12 @@ def check_slots(spec: LayerSpec) -> None:
             raise UnsupportedError(
                 f"{spec.token()}: the {slot} slot needs one of {', '.join(needed)} beside it."
             )
+    step = _step(spec.input, (1, 1))
+    if step is not None and not step.diagonal and Needs.SENSITIVITY in needs_alone(spec):
+        raise UnsupportedError(
+            f"{spec.token()}: what a single weight is worth is not known behind "
+            f"{spec.input.method}, which mixes inputs."
+        )
 
 
 def _layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
@@ -295,7 +302,10 @@ def _input_rounder(part: Spec | None, shape: Shape) -> Callable[[Tensor, Stats |
 
 
 def _rounder(spec: LayerSpec) -> Callable[[Tensor, Stats | None], Tensor]:
-    """Return a cheap stand-in for compressing a weight: its unclipped grid, nearest codes."""
+    """Return a cheap stand-in for compressing a weight: its unclipped grid, nearest codes.
+
+    Of a quantizer without one it is the uniform grid of as many bits.
+    """
     quantizer = spec.quantizer
     if isinstance(quantizer, UniformSpec):
         quantizer = replace(quantizer, mse=False, clip=False)
@@ -303,7 +313,12 @@ def _rounder(spec: LayerSpec) -> Callable[[Tensor, Stats | None], Tensor]:
     def rounded(weight: Tensor, stats: Stats | None) -> Tensor:
         if quantizer is None:
             return weight
-        found: Tensor = method_of(quantizer).grid(weight, quantizer, stats).nearest(weight)
-        return found
+        method = method_of(quantizer)
+        if hasattr(method, "grid"):
+            grid: AffineGrid = method.grid(weight, quantizer, stats)
+        else:
+            size = getattr(quantizer, "group_size", None)
+            grid = AffineGrid.fit(weight, UniformSpec(max(quantizer.bits, BITS[0]), size))
+        return grid.nearest(weight)
 
     return rounded

@@ -28,9 +28,11 @@ class Collect:
     Args:
         per_token: Value of bypassed sub-blocks and of compressed caches, averaged over tokens.
         gradients: Keep the output gradients of the sampled tokens.
+        sensitivity: Keep the diagonal of the Fisher matrix of each weight.
         sinks: Find the attention sinks, and keep their statistics apart.
     """
 
     per_token: PerToken = half_squared_product
     gradients: bool = False
     sinks: bool = False
+    sensitivity: bool = False

@@ -150,25 +150,40 @@ class GradientPass:
         self._sample_tokens = sample_tokens
         self._masks = sinks
         self._mask: Tensor | None = None
-        self._readers = {} if sinks is None else {s.reads: s for s in reversed(self.sites)}
+        watched = sinks is not None or self._collect.sensitivity
+        self._readers = {s.reads: s for s in reversed(self.sites)} if watched else {}
+        self._rows: dict[str, Tensor] = {}
+        self._reads = {site.name: site.reads for site in self.sites}
+        self._squares: dict[str, Tensor] = {}
         self._inputs = {reads: Apart() for reads in self._readers}
         self._outputs = {site.name: Apart() for site in self.sites}
 
     def _read(self, reads: str, rows: Tensor) -> None:
-        assert self._mask is not None
-        self._inputs[reads].add(rows, self._mask)
+        if self._mask is not None:
+            self._inputs[reads].add(rows, self._mask)
+        if self._collect.sensitivity:
+            self._rows[reads] = rows
 
     def _seen(self, name: str, output: Tensor, gradient: Tensor) -> None:
         if name in self._moments:
             self._moments[name].add(gradient)
             if self._mask is not None:
                 self._outputs[name].add(gradient, self._mask)
+            if self._collect.sensitivity:
+                self._add_squares(name, gradient)
         else:
             if self._drop[name][1] < self._sample_tokens:
                 self._above[name].append(gradient.float())
             values = self._collect.per_token(-output.float(), gradient.float(), self._mask)
             self._drop[name][0] += values.sum().item()
             self._drop[name][1] += len(values)
+
+    def _add_squares(self, name: str, gradient: Tensor) -> None:
+        """Add ``Σ (g_i x_j)²`` over the rows of a batch."""
+        rows = self._rows[self._reads[name]]
+        with bf16_products(gradient.dtype):
+            squares = gradient.float().square().T @ rows.float().square()
+        self._squares[name] = self._squares[name] + squares if name in self._squares else squares
 
     def run(self, batches: Sequence[Batch], gradients: list[Tensor]) -> list[Tensor]:
         """Backpropagate; return the gradients at the block's inputs, one a batch."""
@@ -192,6 +207,11 @@ class GradientPass:
         sums = self._moments[name]
         assert sums.moment is not None
         return sums.moment / sums.tokens, torch.cat(sums.sample) if sums.sample else None
+
+    def sensitivity(self, name: str) -> Tensor | None:
+        """Return ``E[(g_i x_j)²]`` (out, in) of a site, where it is kept."""
+        squares = self._squares.get(name)
+        return None if squares is None else squares / self._moments[name].tokens
 
     def sinks(self) -> dict[str, SinkStatistics]:
         """Return each site's statistics with the sinks apart; empty where none were sought."""

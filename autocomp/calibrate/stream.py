@@ -268,7 +268,12 @@ class CalibrationStream:
             stats = {}
             for name, found in inputs.items():
                 fisher, rows = gradient.fisher(name)
-                stats[name] = replace(found, fisher=fisher, sample_gradient=rows)
+                stats[name] = replace(
+                    found,
+                    fisher=fisher,
+                    sample_gradient=rows,
+                    sensitivity=gradient.sensitivity(name),
+                )
             caches = {
                 site.name: cache_scores(
                     self.walker,

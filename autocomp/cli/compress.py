@@ -1,5 +1,6 @@
 """``autocomp compress``: one method, uniformly, without a search."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from autocomp.core.registry import METHODS
 from autocomp.core.spec import BITS
 from autocomp.report.table import megabytes
 
+GROUP_SIZE = 64
+
 
 def compress(
     model: Annotated[str, Argument(help="Hugging Face id, local folder, or smollm2-135m.")],
@@ -24,7 +27,9 @@ def compress(
         str, Option("--method", help="Method, or a whole token: wanda-2:4+gptq-w4g64.")
     ] = "gptq",
     bits: Annotated[int, Option(help=f"One of {', '.join(map(str, BITS))}.")] = 4,
-    group_size: Annotated[int, Option(help="Inputs that share a scale; 0 for a row.")] = 64,
+    group_size: Annotated[
+        int | None, Option(help="Inputs that share a scale: 64 or the method's own; 0 for a row.")
+    ] = None,
     embedding: Annotated[
         str, Option(help="Token for the embedding and head; 'dense' leaves them.")
     ] = "rtn-w8g64",
@@ -77,8 +82,14 @@ def compress(
     )
 
 
-def uniform_token(method: str, bits: int, group_size: int) -> str:
+def uniform_token(method: str, bits: int, group_size: int | None) -> str:
     """Return the token of a quantizer with these settings, or the token given whole.
+
+    Args:
+        method: Name of a quantizer, or a token.
+        bits: Bits a code.
+        group_size: 0 for a row; ``None`` for 64, or for the method's own where it has one. Not
+            read where a method has no groups.
 
     Raises:
         ConfigError: If the method is unknown, or no quantizer and given without its settings.
@@ -87,9 +98,13 @@ def uniform_token(method: str, bits: int, group_size: int) -> str:
         return method
     if method not in METHODS:
         METHODS[method]
-    if not hasattr(METHODS[method].spec, "bits"):
+    defaults = {field.name: field.default for field in fields(METHODS[method].spec)}
+    if "bits" not in defaults:
         raise ConfigError(
             f"--method {method}: not a quantizer, so --bits does not apply. Give its whole token, "
             f"such as wanda-s50+rtn-w4g64 or wsvd-p60+rtn-w8g64."
         )
-    return f"{method}-w{bits}" + (f"g{group_size}" if group_size else "")
+    if group_size is None:
+        group_size = 0 if defaults.get("group_size") else GROUP_SIZE
+    grouped = group_size and "group_size" in defaults
+    return f"{method}-w{bits}" + (f"g{group_size}" if grouped else "")

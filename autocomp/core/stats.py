@@ -18,6 +18,7 @@ class Needs(Enum):
     HESSIAN = "hessian"
     FISHER = "fisher"
     SAMPLE = "sample"
+    SENSITIVITY = "sensitivity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Stats:
         fisher: (out, out), ``G = E[g gᵀ]``, ``g`` the gradient of the summed loss at the output.
         sample: (n, in), some input rows.
         sample_gradient: (n, out), the output gradients ``g`` of the same tokens.
+        sensitivity: (out, in), ``E[(g_i x_j)²]``, the diagonal of the Fisher matrix of the weight.
         digest: Identifies the text, model and plan behind the statistics; part of store keys.
         derived: Factorisations that methods computed from these statistics, kept to be shared
             by the specs and the sites that read the same input.
@@ -48,5 +50,6 @@ class Stats:
     fisher: "Tensor | None" = None
     sample: "Tensor | None" = None
     sample_gradient: "Tensor | None" = None
+    sensitivity: "Tensor | None" = None
     digest: str = ""
     derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -3,16 +3,25 @@
 FORMATS = {
     "dense": "autocomp.formats.dense:Dense",
     "uniform": "autocomp.formats.uniform:Uniform",
+    "codebook": "autocomp.formats.codebook:Codebook",
+    "bcq": "autocomp.formats.bcq:Bcq",
+    "normal_float": "autocomp.formats.normal_float:NormalFloat",
+    "affine": "autocomp.formats.affine:Affine",
+    "midrise": "autocomp.formats.midrise:Midrise",
+    "bilevel": "autocomp.formats.bilevel:Bilevel",
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",
     "factors": "autocomp.formats.factors:Factors",
     "prepared": "autocomp.formats.prepared:Prepared",
     "sum": "autocomp.formats.sum:Sum",
+    "outliers": "autocomp.formats.outliers:Outliers",
+    "columns": "autocomp.formats.columns:Columns",
     "bypass": "autocomp.formats.bypass:Bypass",
 }
 
 STEPS = {
     "scale": "autocomp.formats.steps:Scale",
+    "permutation": "autocomp.formats.steps:Permutation",
     "rotation": "autocomp.formats.steps:Rotation",
     "round-input": "autocomp.formats.steps:RoundInput",
 }

@@ -23,11 +23,14 @@ class GridLeaf:
         symmetric: The zero point is fixed.
         codes: (out, in) uint8 in ``0 … 2^bits − 1``; without meaning where nothing is kept.
         scale: (out, groups) fp32; a group is ``in / groups`` consecutive inputs.
-        zero: (out, groups) fp32, whole numbers in ``0 … 2^bits − 1``.
+        zero: (out, groups) fp32; whole numbers in ``0 … 2^bits − 1`` unless the format stores
+            real ones.
         regrid: ``regrid(codes, scale, zero)`` returns the compressed weight with these in place,
             all else unchanged; the scales are rounded to float16.
         keep: (out, in) bool, or ``None`` where nothing is removed.
         offset: (out, in) fp32, a fixed correction, or ``None``.
+        fixed: Scales and zero points stay, because others share what they are stored by:
+            ``regrid`` puts in place the codes alone.
     """
 
     target: Tensor
@@ -39,3 +42,4 @@ class GridLeaf:
     regrid: "Callable[[Tensor, Tensor, Tensor], CompressedWeight]"
     keep: Tensor | None = None
     offset: Tensor | None = None
+    fixed: bool = False

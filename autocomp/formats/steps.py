@@ -28,7 +28,7 @@ class Step(ABC):
     """A step with its stored tensors; subclasses are named in ``STEPS``.
 
     Class attributes: ``name`` (its key in ``STEPS``), ``version`` (raise it when stored tensors
-    change meaning) and ``diagonal`` (it multiplies each channel by a positive number, so that
+    change meaning) and ``diagonal`` (it mixes no channels and turns no sign, so that
     ``|T x| = T |x|``).
 
     Args:
@@ -114,16 +114,45 @@ class Scale(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Permutation(Step):
+    """``x`` in another order, ``order`` (in,) int16, int32 above 2^15 inputs: the channels' names.
+
+    ``T x = x[order]``; the weight's columns are put in the same order.
+    """
+
+    name: ClassVar[str] = "permutation"
+    diagonal: ClassVar[bool] = True
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return ``order``."""
+        dtype = "int16" if self.in_features <= 1 << 15 else "int32"
+        return {"order": TensorInfo((self.in_features,), dtype)}
+
+    def apply(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the channels in their order."""
+        return inputs[..., tensors["order"].long()]
+
+    def absorb(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the columns in their order."""
+        return weight[:, tensors["order"].long()]
+
+    def merge(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the columns where they came from."""
+        return torch.empty_like(weight).index_copy_(1, tensors["order"].long(), weight)
+
+
+@dataclass(frozen=True, slots=True)
 class Rotation(Step):
     """``T = (F₁ ⊗ F₂ ⊗ …) P D``: random signs D, a random permutation P, small orthogonal factors.
 
     Nothing is stored but the seed. ``hadamard``: two Hadamard matrices over their roots, whose
     sizes multiply to the largest power of two that divides the width, and a random orthogonal
     matrix of the rest. ``orthogonal``: two random orthogonal matrices, of the two most equal
-    divisors of the width. A product takes ``in · Σ size(Fᵢ)`` multiplications instead of ``in²``.
+    divisors of the width: a Kronecker product. ``full``: one random orthogonal matrix. A product
+    takes ``in · Σ size(Fᵢ)`` multiplications, which is ``in²`` for ``full`` alone.
 
     Args:
-        kind: ``hadamard`` or ``orthogonal``.
+        kind: ``hadamard``, ``orthogonal`` or ``full``.
         seed: Seed of signs, permutation and factors.
     """
 
@@ -205,7 +234,16 @@ def _orthogonal_factors(size: int, generator: torch.Generator) -> list[Tensor]:
     return [_orthogonal(left, generator), _orthogonal(size // left, generator)]
 
 
-ROTATIONS = {"hadamard": _hadamard_factors, "orthogonal": _orthogonal_factors}
+def _full_factor(size: int, generator: torch.Generator) -> list[Tensor]:
+    """Return one random factor."""
+    return [_orthogonal(size, generator)]
+
+
+ROTATIONS = {
+    "hadamard": _hadamard_factors,
+    "orthogonal": _orthogonal_factors,
+    "full": _full_factor,
+}
 
 
 def _hadamard(size: int) -> Tensor:

@@ -25,6 +25,8 @@ from autocomp.search.setup import Setup
 
 OVERHEAD = 1.4
 SOLVER_STEP_OPERATIONS = 12
+CLUSTER_OPERATIONS = 1300
+"""Time of a step of exact k-means, of which a row takes clusters · n log₂ n, in multiply-adds."""
 EVALUATED_SHARE = 0.6
 EXAMPLE_TOKENS = 100
 """Tokens of an example with all its choices: about the mean of the zero-shot tasks."""
@@ -126,6 +128,9 @@ def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
     needs = load_object("autocomp.methods.compose:needs")(spec)
     if spec.factor is not None:
         return 30 * min(rows, columns) ** 3 / speed.single
+    if Needs.SENSITIVITY in needs:
+        steps = rows * columns * math.log2(columns + 1) * 2**spec.quantizer.bits
+        return CLUSTER_OPERATIONS * steps / speed.single
     if Needs.HESSIAN in needs:
         return (
             columns * SOLVER_STEP_OPERATIONS / speed.steps

@@ -21,13 +21,14 @@ from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.core.sketch import Site
 from autocomp.core.spec import DENSE
+from autocomp.core.stats import Stats
 from autocomp.cost.bytes import weight_bytes
 from autocomp.formats.base import CompressedWeight
 from autocomp.layers.native import write_native
 from autocomp.models.attention import decode_attention
 from autocomp.search.folding import folded, shared_step
 from autocomp.search.tuning import BlockTuner
-from autocomp.search.workbench import SAMPLE_TOKENS, Workbench
+from autocomp.search.workbench import SAMPLE_TOKENS, Workbench, needs, reads_gradients
 
 
 def _stages(bench: Workbench, block: int, plan: Plan) -> Iterator[list[Site]]:
@@ -59,15 +60,26 @@ def _surroundings(bench: Workbench, plan: Plan) -> dict[str, CompressedWeight]:
 def _compress_stage(
     bench: Workbench, walker: BlockWalker, batches: list[Batch], plan: Plan, stage: list[Site]
 ) -> dict[str, CompressedWeight]:
-    """Compress linears that read the same input, from that input as it is now."""
+    """Compress linears that read the same input, from that input as it is now.
+
+    What a method makes from gradients it makes from those of the dense model.
+    """
     digest = f"{bench.stats_digest}+{plan.digest[:16]}"
-    stats = input_statistics(walker, batches, stage, digest=digest, sample_tokens=SAMPLE_TOKENS)
-    step = shared_step(bench, plan, stage[0], stats[stage[0].name])
+    specs = {site.name: plan[site.name] for site in stage}
+    dense = {name for name, spec in specs.items() if reads_gradients(spec)}
+    made = {name: bench.compressed(name, specs[name]) for name in dense}
+    rest = [site for site in stage if site.name not in dense]
+    if not rest:
+        return made
+    stats: dict[str, Stats] = {}
+    if any(needs(specs[site.name]) for site in rest):
+        stats = input_statistics(walker, batches, rest, digest=digest, sample_tokens=SAMPLE_TOKENS)
+    step = shared_step(bench, plan, rest[0], stats.get(rest[0].name))
     jobs = {
-        site.name: bench.compress(site.name, plan[site.name], stats[site.name], step)
-        for site in stage
+        site.name: bench.compress(site.name, specs[site.name], stats.get(site.name), step)
+        for site in rest
     }
-    return {name: job.result() for name, job in jobs.items()}
+    return made | {name: job.result() for name, job in jobs.items()}
 
 
 def _put(bench: Workbench, weights: Mapping[str, CompressedWeight]) -> None:
@@ -93,6 +105,12 @@ def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, Co
     bench.candidate.restore()
     progress.start(f"finish ({bench.config.search.finish})", bench.sketch.num_layers, "block")
     try:
+        from_gradients = {
+            site.name: [plan[site.name]]
+            for site in bench.sketch.weights()
+            if reads_gradients(plan[site.name])
+        }
+        bench.compress_from_gradients(from_gradients)
         tuner = BlockTuner(bench, plan)
         done = _surroundings(bench, plan)
         walker = bench.walker()

@@ -13,7 +13,7 @@ from autocomp.search.workbench import Workbench
 
 
 def shared_step(
-    bench: Workbench, plan: Plan, site: Site, stats: Stats
+    bench: Workbench, plan: Plan, site: Site, stats: Stats | None
 ) -> dict[str, Tensor] | None:
     """Return the input step of all linears that read what a site reads, fitted to all of them.
 
@@ -21,7 +21,7 @@ def shared_step(
         bench: The loaded base model.
         plan: What is made.
         site: A linear that is kept.
-        stats: Statistics of its input.
+        stats: Statistics of its input, if any of its readers needs them.
 
     Returns:
         The step's tensors; ``None`` where the site reads alone, or the plan does not change the

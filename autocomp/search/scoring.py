@@ -21,7 +21,7 @@ from autocomp.search.evaluation import evaluate_plan
 from autocomp.search.objectives import Objective
 from autocomp.search.scores.base import LinearSite, Lists, Score, ScoreNeeds
 from autocomp.search.scores.table import Pairs, ScoreTable
-from autocomp.search.workbench import Workbench, method_version
+from autocomp.search.workbench import Workbench, method_version, reads_gradients
 
 __all__ = ["ScoreTable", "score_options"]
 
@@ -113,6 +113,9 @@ def _streamed(
         per_token=score.per_token,
         gradients=ScoreNeeds.GRADIENTS in score.needs,
         sinks=ScoreNeeds.SINKS in score.needs,
+        sensitivity=any(
+            map(reads_gradients, {spec for specs in lists.values() for spec in specs})
+        ),
     )
     stream = bench.stream(lists, collect)
     tokens = bench.calibration.input_ids.numel()

@@ -22,7 +22,7 @@ from autocomp.core.registry import load_object
 from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
-from autocomp.core.stats import Stats
+from autocomp.core.stats import Needs, Stats
 from autocomp.core.variant import BASE
 from autocomp.data import (
     Corpus,
@@ -60,6 +60,11 @@ fit_input = load_object("autocomp.methods.compose:fit_input")
 needs = load_object("autocomp.methods.compose:needs")
 method_version = load_object("autocomp.methods.compose:version")
 layout = load_object("autocomp.methods.compose:layout")
+
+
+def reads_gradients(spec: LayerSpec) -> bool:
+    """Return whether a spec is made from gradients, which only the dense base's pass has."""
+    return Needs.SENSITIVITY in needs(spec)
 
 
 def _single_threaded() -> None:
@@ -277,6 +282,9 @@ class Workbench:
         """
         key = self.key(site, spec)
         found = self.store.get(key)
+        if found is None and stats is None and reads_gradients(spec):
+            self.compress_from_gradients({site: [spec]})
+            found = self.store.get(key)
         if found is None:
             if stats is None and needs(spec):
                 stats = self.dense_statistics(site)
@@ -301,7 +309,7 @@ class Workbench:
         """
         return self.pool.submit(compress, self.weight(site), spec, stats, self.sketch.dtype, step)
 
-    def fit_input(self, specs: Mapping[str, LayerSpec], stats: Stats) -> dict[str, Tensor]:
+    def fit_input(self, specs: Mapping[str, LayerSpec], stats: Stats | None) -> dict[str, Tensor]:
         """Return the tensors of one input step for sites, by name, that read the same input."""
         weights = [self.weight(site) for site in specs]
         job = self.pool.submit(fit_input, weights, list(specs.values()), stats)
@@ -324,6 +332,24 @@ class Workbench:
         jobs = [(self.compress(site, spec, stats[site]), site, spec) for site, spec in missing]
         for job, site, spec in jobs:
             self.store.put(self.key(site, spec), job.result())
+
+    def compress_from_gradients(self, lists: Options) -> None:
+        """Fill the store with options that read gradients, by site, in one pass of the base."""
+        missing = {
+            site: [spec for spec in specs if not self.store.path(self.key(site, spec)).exists()]
+            for site, specs in lists.items()
+        }
+        if not any(missing.values()):
+            return
+        state = self.candidate.plan
+        stream = self.stream(collect=Collect(sensitivity=True))
+        for _ in stream.forward():
+            continue
+        for block in stream.backward():
+            wanted = missing.keys() & block.stats.keys()
+            self.compress_options({site: block.stats[site] for site in wanted}, missing)
+        if state is not None:
+            self.candidate.apply(state, self.operands)
 
     def dense_statistics(self, site: str) -> Stats:
         """Recompute the dense statistics that a site is compressed from (a rebuilt entry)."""

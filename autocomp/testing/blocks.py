@@ -31,6 +31,8 @@ PLANS = (
     {"gate": "gptq-w3g8", "up": "gptq-w3g8-sym", "down": "gptq-w2g8"},
     {"gate": "sparsegpt-2:4+gptq-w4g8", "up": "wanda-s50+gptq-w3g8", "down": "gptq-w3g8"},
     {"gate": "awq+gptq-w3g8", "up": "gptq-w3g8+lorc-r2", "down": "awq+gptq-w3g8+lorc-r2"},
+    {"gate": "hqq-w3g8", "up": "spqr-w3g8-o3", "down": "owq-w3g8-t4"},
+    {"gate": "actorder+gptq-w3g8", "up": "quip-w3", "down": "rotation-hadamard+quip-w3"},
     {"gate": "wsvd-r8+gptq-w4", "up": "wanda-s50", "down": "rotation-hadamard+rtn-w3g8"},
 )
 

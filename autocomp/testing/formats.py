@@ -16,17 +16,19 @@ from torch import Generator, Tensor
 from autocomp.core.errors import StoreError, UnsupportedError
 from autocomp.core.registry import FORMATS
 from autocomp.formats.base import CompressedWeight, format_from_json, tensor_info
+from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bitmask import Bitmask
-from autocomp.formats.bypass import Bypass
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.io import file_nbytes, load, save
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.nm import NM
+from autocomp.formats.outliers import Outliers
 from autocomp.formats.prepared import Prepared
-from autocomp.formats.steps import Rotation, RoundInput, Scale
+from autocomp.formats.steps import Permutation, Rotation, RoundInput, Scale, Step
 from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
+from autocomp.testing.nonuniform import MAKERS as NONUNIFORM
 
 GRIDS = (
     Grid(2, 8),
@@ -53,9 +55,11 @@ def examples(name: str, seed: int = 0) -> list[Example]:
     Raises:
         UnsupportedError: If the format has no examples here; add a function to ``_MAKERS``.
     """
+    generator = Generator().manual_seed(seed)
+    if name in NONUNIFORM:
+        return [Example(*pair) for pair in NONUNIFORM[name](generator)]
     if name not in _MAKERS:
         raise UnsupportedError(f"format {name!r} has no contract examples; add them to _MAKERS.")
-    generator = Generator().manual_seed(seed)
     return list(_MAKERS[name](generator))
 
 
@@ -181,7 +185,8 @@ def check_store(example: Example) -> None:
 def check_grid_leaf(example: Example) -> None:
     """The matrix on a grid inside decodes to the operand and goes back to the same bits.
 
-    With other codes and half the scales the layout, the mask and everything around stay.
+    With other codes and half the scales, where these are not fixed, the layout, the mask and
+    everything around stay.
     """
     weight = example.weight
     leaf = weight.grid_leaf(weight.to_dense())
@@ -193,12 +198,13 @@ def check_grid_leaf(example: Example) -> None:
     assert again.layout == weight.layout
     for name, tensor in weight.tensors.items():
         assert torch.equal(again.tensors[name], tensor), name
-    other = leaf.regrid((1 << leaf.bits) - 1 - leaf.codes, leaf.scale / 2, leaf.zero)
+    scale = leaf.scale if leaf.fixed else leaf.scale / 2
+    other = leaf.regrid((1 << leaf.bits) - 1 - leaf.codes, scale, leaf.zero)
     other.check()
     assert other.layout == weight.layout
     found = other.grid_leaf(other.to_dense())
     assert found is not None
-    assert torch.equal(found.scale, leaf.scale / 2)
+    assert torch.equal(found.scale, scale)
     assert torch.equal(found.zero, leaf.zero)
     kept = torch.ones_like(leaf.codes, dtype=torch.bool) if leaf.keep is None else leaf.keep
     assert torch.equal(found.codes[kept], (1 << leaf.bits) - 1 - leaf.codes[kept])
@@ -265,6 +271,21 @@ def _uniform(generator: Generator) -> Iterator[Example]:
             yield Example(layout.pack(codes, scale, None if grid.symmetric else zero), dense)
 
 
+def _bilevel(generator: Generator) -> Iterator[Example]:
+    """Scales and zero points whose grids are powers of two, so that decoding them is exact."""
+    for shape, bits, size, coarse, band in (((7, 24), 3, 8, 3, 4), ((16, 48), 4, 6, 2, 16)):
+        layout, sides, values = Bilevel(shape, bits, size, coarse, band), [], []
+        for low, step in ((0.25, 0.125), (0.0, 2.0 ** (bits - coarse))):
+            codes = torch.randint(
+                0, 1 << coarse, (shape[0], shape[1] // size), generator=generator
+            )
+            grid = torch.ones((-(-shape[0] // band), codes.shape[1]), dtype=torch.float16)
+            sides.append(Statistic(codes.to(torch.uint8), low * grid, step * grid))
+            values.append((low + step * codes).repeat_interleave(size, dim=1))
+        codes = torch.randint(0, 1 << bits, shape, generator=generator)
+        yield Example(layout.pack(codes, *sides), values[0] * (codes - values[1]))
+
+
 def _masked(
     layout: Bitmask | NM, mask: Tensor, shape: tuple[int, int], generator: Generator
 ) -> Example:
@@ -315,28 +336,29 @@ def _factors(generator: Generator) -> Iterator[Example]:
 def _prepared(generator: Generator) -> Iterator[Example]:
     """Steps whose numbers are powers of two, so that decoding them is exact.
 
-    The rotations are of a width whose Hadamard matrix has such entries; that they turn the weight
-    as they turn inputs is worked out from what they do to the unit vectors.
+    The rotations are of a width whose Hadamard matrix has such entries; that steps change the
+    weight as they change inputs is worked out from what they do to the unit vectors.
     """
-    grid, shape = Grid(4, 8), (7, 16)
-    unit = torch.eye(shape[1])
+    grid, shape, unit = Grid(4, 8), (7, 16), torch.eye(16)
     scale = 2.0 ** torch.randint(-3, 4, (shape[1],), generator=generator)
     static = {"scale": torch.tensor([8.0])}
-    turns = [Rotation(shape[1], "hadamard", seed) for seed in (0, 7)]
+    steps: list[tuple[Step, dict[str, Tensor]]] = [
+        (Scale(shape[1]), {"scale": scale.half()}),
+        (Permutation(shape[1]), {"order": scale.argsort(stable=True).short()}),
+        *((Rotation(shape[1], "hadamard", seed), {}) for seed in (0, 7)),
+    ]
     for inner in (Dense(shape, "float16"), Uniform(shape, grid.bits, grid.group_size)):
         if isinstance(inner, Dense):
             dense = _normal(shape, generator)
             weight = inner.pack(dense)
         else:
-            codes, step, zero, dense = _on_grid(grid, shape, generator)
-            weight = inner.pack(codes, step, zero)
+            codes, spacing, zero, dense = _on_grid(grid, shape, generator)
+            weight = inner.pack(codes, spacing, zero)
         for rounding in (None, RoundInput(shape[1], 8), RoundInput(shape[1], 4, "tensor")):
             stored = static if rounding and rounding.granularity == "tensor" else {}
-            scaled = Prepared(shape, weight.layout, Scale(shape[1]), rounding)
-            yield Example(scaled.pack(weight, {"scale": scale.half()}, stored), dense / scale)
-            for turn in turns:
-                turned = Prepared(shape, weight.layout, turn, rounding)
-                yield Example(turned.pack(weight, {}, stored), dense @ turn.apply(unit, {}).T)
+            for step, made in steps:
+                layout = Prepared(shape, weight.layout, step, rounding)
+                yield Example(layout.pack(weight, made, stored), dense @ step.apply(unit, made).T)
             if rounding is not None:
                 plain = Prepared(shape, weight.layout, None, rounding)
                 yield Example(plain.pack(weight, {}, stored), dense)
@@ -346,23 +368,29 @@ def _sum(generator: Generator) -> Iterator[Example]:
     grid, shape = Grid(3, 8), (16, 48)
     codes, scale, zero, dense = _on_grid(grid, shape, generator)
     base = Uniform(shape, grid.bits, grid.group_size).pack(codes, scale, zero)
-    for factors in _factors(generator):
-        added = Sum(shape, base.layout, factors.weight.layout)
-        yield Example(added.pack(base, factors.weight), dense + factors.dense)
+    for part in (*_outliers(generator), *_factors(generator)):
+        if part.weight.layout.shape == shape:
+            added = Sum(shape, base.layout, part.weight.layout)
+            yield Example(added.pack(base, part.weight), dense + part.dense)
 
 
-def _bypass(generator: Generator) -> Iterator[Example]:
+def _outliers(generator: Generator) -> Iterator[Example]:
     for shape in SHAPES:
-        yield Example(Bypass(shape).pack(), torch.zeros(shape))
+        for share in (0.2, 1.0):
+            mask = torch.rand(shape, generator=generator) < share
+            dense = _normal(shape, generator)
+            layout = Outliers(shape, int(mask.sum()))
+            yield Example(layout.pack(mask, dense), torch.where(mask, dense, 0.0))
 
 
 _MAKERS: dict[str, Callable[[Generator], Iterator[Example]]] = {
     "dense": _dense,
     "uniform": _uniform,
+    "bilevel": _bilevel,
     "bitmask": _bitmask,
     "nm": _nm,
     "factors": _factors,
     "prepared": _prepared,
     "sum": _sum,
-    "bypass": _bypass,
+    "outliers": _outliers,
 }

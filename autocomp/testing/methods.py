@@ -22,71 +22,11 @@ from autocomp.core.errors import AutocompError, NumericalError, PlanError, Unsup
 from autocomp.core.method import Method, Scope
 from autocomp.core.registry import METHODS, load_object
 from autocomp.core.sketch import SiteKind
-from autocomp.core.spec import FactorSpec, LayerSpec, MaskSpec, Spec, UniformSpec
+from autocomp.core.spec import LayerSpec, Spec
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight
 from autocomp.formats.io import file_nbytes, load, save
-
-SHAPE = (24, 32)
-
-# Options by method or by spec class: valid on SHAPE; valid on one column; equal to the dense
-# weight; from most to least compressed; refused on SHAPE. The bare name where there is no entry.
-_OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
-    UniformSpec: {
-        "valid": (
-            "-w4",
-            "-w3g8",
-            "-w8g16-sym",
-            "-w2g32-mse",
-            "-w5-sym-mse",
-            "-w6g4",
-            "-w3g8-clip",
-            "-w4-sym-clip",
-        ),
-        "column": ("-w4", "-w3-sym"),
-        "ladder": ("-w2g8", "-w3g8", "-w4g8", "-w8g8"),
-        "refused": ("-w4g5", "-w4g64"),
-    },
-    MaskSpec: {
-        "valid": ("-s50", "-s33.3", "-2:4", "-1:8"),
-        "column": ("-s50",),
-        "identity": ("-4:4",),
-        "ladder": ("-s75", "-s50", "-s25"),
-        "refused": ("-2:5",),
-    },
-    FactorSpec: {
-        "valid": ("-r8", "-r5", "-p50"),
-        "column": ("-r1",),
-        "identity": ("-r24",),
-        "ladder": ("-r2", "-r8", "-r16"),
-    },
-    "lorc": {
-        "valid": ("-r8", "-p20", "-r8-w8", "-p20-w4"),
-        "column": ("-r1", "-r1-w8"),
-        "identity": ("-r24",),
-        "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
-    },
-    "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
-    "rotation": {
-        "valid": ("-hadamard", "-orthogonal", "-hadamard-s7"),
-        "column": ("-hadamard", "-orthogonal"),
-    },
-    "absmax": {
-        "valid": ("-a8", "-a6", "-a4-tensor"),
-        "column": ("-a8", "-a8-tensor"),
-        "ladder": ("-a4", "-a6", "-a8"),
-    },
-}
-
-# What makes an option of a slot a whole layer spec, and what else it is tried with.
-_BASES = {"input": "{}+rtn-w4", "residual": "rtn-w3+{}", "activation": "rtn-w8-sym+{}"}
-_PARTNERS = {
-    "mask": ("{}+rtn-w4g8", "{}+gptq-w4g8"),
-    "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
-    "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),
-    "residual": ("gptq-w3g8+{}", "wanda-s50+{}", "wanda-2:4+rtn-w4+{}"),
-    "activation": ("svd-r8+rtn-w8+{}", "wanda-s50+gptq-w4+{}"),
-}
+from autocomp.testing.options import BASES, OPTIONS, PARTNERS, SHAPE
 
 
 def names(*scopes: Scope) -> list[str]:
@@ -97,13 +37,13 @@ def names(*scopes: Scope) -> list[str]:
 def options(name: str, kind: str) -> list[str]:
     """Return layer specs that use a method; ``kind`` is a key of the table of options."""
     spec = METHODS[name].spec
-    base = _BASES.get(spec.slot, "{}")
+    base = BASES.get(spec.slot, "{}")
     return [base.format(name + option) for option in _endings(name, kind)]
 
 
 def tokens(name: str) -> list[str]:
     """Return layer specs that use a method on a weight of ``SHAPE``, with various partners."""
-    partners = _PARTNERS.get(METHODS[name].spec.slot, ())
+    partners = PARTNERS.get(METHODS[name].spec.slot, ())
     return options(name, "valid") + [
         partner.format(name + option) for option in _endings(name, "valid") for partner in partners
     ]
@@ -114,11 +54,11 @@ def _endings(name: str, kind: str) -> tuple[str, ...]:
     spec = METHODS[name].spec
     known = [
         name,
-        *(base for base in _OPTIONS if isinstance(base, type) and issubclass(spec, base)),
+        *(base for base in OPTIONS if isinstance(base, type) and issubclass(spec, base)),
     ]
     for key in known:
-        if key in _OPTIONS:
-            return _OPTIONS[key].get(kind, ())
+        if key in OPTIONS:
+            return OPTIONS[key].get(kind, ())
     return ("",) if kind in ("valid", "column") else ()
 
 
@@ -135,6 +75,7 @@ def site(seed: int = 0, shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Stats]:
     inputs = torch.randn((8 * width, rank), generator=generator) @ mixing
     inputs += 0.3 * torch.randn(inputs.shape, generator=generator)
     hessian = inputs.T @ inputs / len(inputs)
+    gradients = torch.randn((len(inputs), shape[0]), generator=generator)
     return weight, Stats(
         tokens=len(inputs),
         hessian=hessian,
@@ -143,6 +84,7 @@ def site(seed: int = 0, shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Stats]:
         absmean=inputs.abs().mean(dim=0),
         absmax=inputs.abs().amax(dim=0),
         sample=inputs,
+        sensitivity=gradients.square().T @ inputs.square() / len(inputs),
         digest=f"contract-{seed}",
     )
 
@@ -250,7 +192,7 @@ def check_pure(name: str) -> None:
         again = compress(token, weight, stats, "float16")
         untouched, fresh = site()
         assert torch.equal(weight, untouched), token
-        for field in ("hessian", "norms", "mean", "absmean", "absmax", "sample"):
+        for field in (need.value for need in Needs if need is not Needs.FISHER):
             assert torch.equal(getattr(stats, field), getattr(fresh, field)), (token, field)
         other = compress(token, untouched, fresh, "float16")
         for local, tensor in first.tensors.items():

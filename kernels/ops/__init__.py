@@ -6,4 +6,5 @@ if __name__ != "autocomp.kernels":
 KERNELS = {
     "pack_bits": "autocomp.kernels.bits:pack_bits",
     "unpack_bits": "autocomp.kernels.bits:unpack_bits",
+    "lut_gemm": "autocomp.kernels.lut_gemm:lut_gemm",
 }

@@ -19,10 +19,10 @@ from autocomp.formats.steps import Rotation as RotationStep
 class RotationSpec:
     """A random rotation: ``rotation-hadamard``, ``rotation-orthogonal-s7``.
 
-    Token: ``rotation-hadamard[-s<seed>]`` or ``rotation-orthogonal[-s<seed>]``.
+    Token: ``rotation-<hadamard|orthogonal|full>[-s<seed>]``.
 
     Args:
-        kind: ``hadamard`` or ``orthogonal``.
+        kind: ``hadamard``, ``orthogonal`` (a Kronecker product) or ``full`` (one matrix).
         seed: Seed of the draw; 0, which is not written, is the default.
     """
 

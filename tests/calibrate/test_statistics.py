@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from autocomp.calibrate.collect import Collect
 from autocomp.calibrate.statistics import block_sites, input_statistics
 from autocomp.calibrate.stream import CalibrationStream, EndStatistics, InputSpill, draw_labels
 from autocomp.calibrate.walker import Batch, BlockWalker
@@ -76,9 +77,17 @@ def test_sites_that_read_one_input_share_their_statistics(tiny_llama_path, windo
 
 
 def test_fisher_is_the_second_moment_of_the_loss_gradient(loaded, windows):
-    """The streamed G equals autograd through the whole model with the same sampled labels."""
+    """The streamed G equals autograd through the whole model with the same sampled labels.
+
+    So does the sensitivity of each weight, the mean square of a token's gradient.
+    """
     stream = CalibrationStream(
-        walker(loaded, windows), loaded.sketch, SeedTree(0), "d", sample_tokens=500
+        walker(loaded, windows),
+        loaded.sketch,
+        SeedTree(0),
+        "d",
+        sample_tokens=500,
+        collect=Collect(sensitivity=True),
     )
     for _ in stream.forward():
         pass
@@ -87,12 +96,14 @@ def test_fisher_is_the_second_moment_of_the_loss_gradient(loaded, windows):
     generator = torch.Generator().manual_seed(SeedTree(0).child("labels").seed)
     names = [site.name for site in loaded.sketch.sites if site.kind == "linear"]
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def keep(name):
-        def hook(_, __, output):
+        def hook(_, args, output):
             output.requires_grad_(True)
             output.retain_grad()
             outputs[name].append(output)
+            inputs[name].append(args[0].detach().flatten(0, -2))
 
         return hook
 
@@ -110,6 +121,9 @@ def test_fisher_is_the_second_moment_of_the_loss_gradient(loaded, windows):
         expected = gradient.T @ gradient / len(gradient)
         scale = expected.abs().max()
         assert (streamed[name].fisher - expected).abs().max() < 1e-3 * scale, name
+        squares = gradient.square().T @ torch.cat(inputs[name]).square() / len(gradient)
+        found = streamed[name].sensitivity
+        assert (found - squares).abs().max() < 1e-3 * squares.max(), name
     assert stream.end.frequency.sum().item() == pytest.approx(1.0)
 
 

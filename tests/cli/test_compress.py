@@ -14,6 +14,12 @@ from autocomp.core.spec import LayerSpec
     [
         (("gptq", 4, 64), "gptq-w4g64"),
         (("rtn", 8, 0), "rtn-w8"),
+        (("gptq", 3, None), "gptq-w3g64"),
+        (("spqr", 3, None), "spqr-w3"),
+        (("spqr", 3, 32), "spqr-w3g32"),
+        (("squeezellm", 3, 64), "squeezellm-w3"),
+        (("lutgemm", 3, 64), "lutgemm-w3g64"),
+        (("nf", 4, 64), "nf-w4"),
         (("magnitude-2:4+rtn-w4g64", 4, 64), "magnitude-2:4+rtn-w4g64"),
     ],
 )

@@ -5,9 +5,16 @@ import torch
 
 from autocomp.core.errors import ConfigError, PlanError, StoreError
 from autocomp.core.registry import STEPS
-from autocomp.formats.steps import Rotation, RoundInput, Scale, _rotation, step_from_json
+from autocomp.formats.steps import (
+    Permutation,
+    Rotation,
+    RoundInput,
+    Scale,
+    _rotation,
+    step_from_json,
+)
 
-KINDS = ("hadamard", "orthogonal")
+KINDS = ("hadamard", "orthogonal", "full")
 WIDTHS = (1, 2, 17, 24, 64, 96, 576)
 
 
@@ -19,6 +26,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     "step",
     [
         Scale(24),
+        Permutation(24),
         Rotation(24, "hadamard"),
         Rotation(24, "orthogonal", 7),
         RoundInput(24, 8),
@@ -44,7 +52,7 @@ def test_no_step_is_no_step() -> None:
 
 
 def test_what_there_is_not_is_refused() -> None:
-    with pytest.raises(PlanError, match="hadamard or orthogonal"):
+    with pytest.raises(PlanError, match="hadamard or orthogonal or full"):
         Rotation(24, "fourier")
     with pytest.raises(PlanError, match="1 bits by 'token'"):
         RoundInput(24, 1)

@@ -8,7 +8,9 @@ from autocomp.core.spec import DENSE, SLOTS, LayerSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight, format_from_json
 from autocomp.formats.io import load, save
+from autocomp.formats.steps import Permutation, Scale
 from autocomp.methods import _joint, compose
+from autocomp.methods._steps import stepped
 from autocomp.methods.pruning.wanda import Wanda, WandaSpec
 from autocomp.testing.methods import compress, output_error, sample_error, site
 
@@ -231,3 +233,42 @@ def test_statistics_of_another_input_are_refused():
     weight, stats = site()
     with pytest.raises(PlanError, match="'hessian' has 32 inputs, the weight 16"):
         compose.compress(weight[:, :16], LayerSpec.parse("rtn-w4"), stats, "float16")
+
+
+OTHERS = ["squeezellm-w3", "lutgemm-w3", "hqq-w3", "nf-w4"]
+
+
+@pytest.mark.parametrize("token", OTHERS)
+def test_quantizers_that_are_on_no_uniform_grid(token):
+    weight, stats = site()
+    for other in ("wanda-s50", "svd-r8"):
+        with pytest.raises(UnsupportedError, match="plain uniform grids"):
+            compose.check(LayerSpec.parse(f"{other}+{token}"), "linear", (24, 32))
+    alone = compress(token, weight, stats, "float16")
+    both = compress(f"{token}+lorc-r8+absmax-a8", weight, stats, "float16")
+    lost = output_error(weight, alone.to_dense(), stats)
+    assert output_error(weight, both.to_dense(), stats) < lost
+
+
+@pytest.mark.parametrize("token", OTHERS)
+@pytest.mark.parametrize("step", ["awq", "smoothquant", "actorder"])
+def test_they_go_behind_steps_that_mix_no_inputs(token, step):
+    weight, stats = site()
+    spec = LayerSpec.parse(f"{step}+{token}")
+    compose.check(spec, "linear", (24, 32))
+    found = compress(spec.token(), weight, stats, "float16")
+    assert found.layout == compose.layout(spec, (24, 32), "float16")
+    assert float((found.to_dense() - weight).norm()) < 0.5 * float(weight.norm())
+
+
+def test_sensitivity_follows_a_step_that_mixes_no_inputs_and_no_other():
+    weight, stats = site()
+    scale = torch.linspace(0.5, 2, 32)
+    behind = stepped(stats, Scale(32), {"scale": scale})
+    assert torch.allclose(behind.sensitivity, stats.sensitivity / scale.square())
+    order = torch.arange(31, -1, -1)
+    behind = stepped(stats, Permutation(32), {"order": order})
+    assert torch.allclose(behind.sensitivity, stats.sensitivity.flip(1))
+    with pytest.raises(UnsupportedError, match="mixes inputs"):
+        compose.check(LayerSpec.parse("rotation-hadamard+squeezellm-w3"), "linear", (24, 32))
+    assert compress("rotation-hadamard+nf-w4", weight, stats, "float16").layout.inner.bits == 4

@@ -7,7 +7,7 @@ from autocomp.methods.compose import compress
 from autocomp.testing.methods import site
 
 TOKENS = ("rtn-w3g8", "rtn-w2", "rtn-w4g16-sym", "wanda-s50+rtn-w3g8", "wanda-2:4+rtn-w3g8-sym")
-OTHERS = ("awq+rtn-w3g8", "rtn-w3g8+lorc-r2")
+OTHERS = ("awq+rtn-w3g8", "rtn-w3g8+lorc-r2", "hqq-w3g8", "quip-w3", "spqr-w3g8", "owq-w3g8-t5")
 
 
 def rounding(token, dtype=torch.float32):

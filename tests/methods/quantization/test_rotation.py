@@ -7,7 +7,7 @@ from autocomp.methods import compose
 from autocomp.methods.quantization.rotation import Rotation
 from autocomp.testing.methods import compress, output_error, site
 
-KINDS = ("hadamard", "orthogonal")
+KINDS = ("hadamard", "orthogonal", "full")
 
 
 def step(kind, width, seed=0):

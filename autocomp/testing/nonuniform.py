@@ -1,0 +1,120 @@
+"""Examples of the formats beyond integer grids, for the format contract.
+
+Each maker yields weights with what they must decode to, worked out without the format's own code.
+Numbers are small multiples of powers of two where sums have to be exact.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from autocomp.formats.affine import Affine
+from autocomp.formats.base import CompressedWeight
+from autocomp.formats.bcq import Bcq
+from autocomp.formats.bypass import Bypass
+from autocomp.formats.codebook import Codebook
+from autocomp.formats.columns import Columns
+from autocomp.formats.midrise import Midrise
+from autocomp.formats.normal_float import NormalFloat
+from autocomp.kernels.bits import unpack_bits
+
+SHAPES = ((7, 24), (1, 24), (16, 48))
+
+Pairs = Iterator[tuple[CompressedWeight, Tensor]]
+
+
+def _sixteenths(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Return distinct numbers along the last axis, (…, n) fp32, whole sixteenths."""
+    order = torch.rand((*shape[:-1], 512), generator=generator).argsort(dim=-1)
+    return (order[..., : shape[-1]].float() - 256) / 16
+
+
+def _codebook(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for bits in (1, 2, 3, 4, 8):
+            book = _sixteenths((shape[0], 1 << bits), generator)
+            codes = torch.randint(0, 1 << bits, shape, generator=generator)
+            dense = torch.stack([row[code] for row, code in zip(book, codes, strict=True)])
+            yield Codebook(shape, bits).pack(codes, book), dense
+
+
+def _bcq(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for bits, group, offset in (
+            (1, None, None),
+            (2, 8, "float16"),
+            (3, 24, "float32"),
+            (5, 12, None),
+        ):
+            layout = Bcq(shape, bits, group, offset)
+            size = group or shape[1]
+            scale = torch.rand((shape[0], layout.groups, bits), generator=generator) + 0.5
+            scale = (scale * 64).round() / 64 * 2.0 ** torch.arange(bits)
+            shift = _sixteenths((shape[0], layout.groups), generator)
+            codes = torch.randint(0, 1 << bits, shape, generator=generator)
+            dense = torch.zeros(shape)
+            for plane in range(bits):
+                sign = (codes // 2**plane % 2 * 2 - 1).float()
+                dense += sign * scale[..., plane].repeat_interleave(size, dim=1)
+            if offset is not None:
+                dense += shift.repeat_interleave(size, dim=1)
+            yield layout.pack(codes, scale, shift), dense
+
+
+def _normal_float(generator: Generator) -> Pairs:
+    """The levels and magnitudes are read where they are stored; only how they join is redone."""
+    for shape in SHAPES:
+        for bits, block, double in ((4, 64, True), (4, 64, False), (3, 24, True), (2, 7, False)):
+            layout = NormalFloat(shape, bits, block, double)
+            stored = layout.quantize(torch.randn(shape, generator=generator))
+            count = shape[0] * shape[1]
+            levels = layout.levels
+            codes = unpack_bits(stored.tensors["codes"], bits, count)[0].long()
+            sizes = layout.magnitudes(stored.tensors).repeat_interleave(block)[:count]
+            yield stored, (levels[codes] * sizes).view(shape)
+
+
+def _affine(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for bits, group in ((2, 8), (3, None), (4, 12), (8, 24)):
+            layout, size = Affine(shape, bits, group), group or shape[1]
+            sides = shape[0], shape[1] // size
+            scale = (torch.rand(sides, generator=generator) * 64 + 1).round() / 64
+            zero = (torch.rand(sides, generator=generator) * 64 * (2**bits - 1)).round() / 64
+            codes = torch.randint(0, 1 << bits, shape, generator=generator)
+            step, shift = (side.repeat_interleave(size, dim=1) for side in (scale, zero))
+            yield layout.pack(codes, scale, zero), (codes - shift.half().float()) * step
+
+
+def _midrise(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for bits in (2, 3, 8):
+            scale = (torch.rand((shape[0], 1), generator=generator) * 64 + 1).round() / 64
+            codes = torch.randint(0, 1 << bits, shape, generator=generator)
+            middle = (2**bits - 1) / 2
+            yield Midrise(shape, bits).pack(codes, scale), (codes - middle) * scale
+
+
+def _columns(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for count in (3, shape[1]):
+            mask = torch.rand(shape[1], generator=generator).argsort() < count
+            dense = torch.randint(1, 128, shape, generator=generator).float() / 64
+            yield Columns(shape, count).pack(mask, dense), dense * mask
+
+
+def _bypass(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        yield Bypass(shape).pack(), torch.zeros(shape)
+
+
+MAKERS: dict[str, Callable[[Generator], Pairs]] = {
+    "codebook": _codebook,
+    "bcq": _bcq,
+    "affine": _affine,
+    "midrise": _midrise,
+    "columns": _columns,
+    "bypass": _bypass,
+    "normal_float": _normal_float,
+}

@@ -1,0 +1,104 @@
+"""What the contract of methods tries each method with."""
+
+from autocomp.core.spec import FactorSpec, MaskSpec, UniformSpec
+
+SHAPE = (24, 32)
+
+# Options by method or by spec class: valid on SHAPE; valid on one column; equal to the dense
+# weight; from most to least compressed; refused on SHAPE. The bare name where there is no entry.
+OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
+    UniformSpec: {
+        "valid": (
+            "-w4",
+            "-w3g8",
+            "-w8g16-sym",
+            "-w2g32-mse",
+            "-w5-sym-mse",
+            "-w6g4",
+            "-w3g8-clip",
+            "-w4-sym-clip",
+        ),
+        "column": ("-w4", "-w3-sym"),
+        "ladder": ("-w2g8", "-w3g8", "-w4g8", "-w8g8"),
+        "refused": ("-w4g5", "-w4g64"),
+    },
+    MaskSpec: {
+        "valid": ("-s50", "-s33.3", "-2:4", "-1:8"),
+        "column": ("-s50",),
+        "identity": ("-4:4",),
+        "ladder": ("-s75", "-s50", "-s25"),
+        "refused": ("-2:5",),
+    },
+    FactorSpec: {
+        "valid": ("-r8", "-r5", "-p50"),
+        "column": ("-r1",),
+        "identity": ("-r24",),
+        "ladder": ("-r2", "-r8", "-r16"),
+    },
+    "lorc": {
+        "valid": ("-r8", "-p20", "-r8-w8", "-p20-w4"),
+        "column": ("-r1", "-r1-w8"),
+        "identity": ("-r24",),
+        "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
+    },
+    "owq": {
+        "valid": ("-w3-t4", "-w2g8-sym-t2", "-w4g8-mse-t5.5", "-w3g8-clip-t3.5"),
+        "column": ("-w4-t4", "-w4-t16"),
+        "identity": ("-w4-t16",),
+        "ladder": ("-w2-t2", "-w2-t4", "-w3-t6", "-w4-t8"),
+        "refused": ("-w3g5-t3", "-w4g64-t5"),
+    },
+    "quip": {
+        "valid": ("-w2", "-w3-p1", "-w4-p2"),
+        "column": ("-w4",),
+        "ladder": ("-w2", "-w3", "-w4"),
+    },
+    "spqr": {
+        "valid": ("-w3-o5", "-w4g8", "-w2-o0.5"),
+        "column": ("-w4g1",),
+        "ladder": ("-w2", "-w3", "-w4", "-w4-o5", "-w8-o5"),
+        "refused": ("-w3g5", "-w3g64-o1"),
+    },
+    "lutgemm": {
+        "valid": ("-w3", "-w2g8-offset", "-w1g16-weighted"),
+        "column": ("-w2", "-w1-offset"),
+        "ladder": ("-w1g8", "-w2g8", "-w3g8", "-w5g8"),
+        "refused": ("-w3g5",),
+    },
+    "squeezellm": {
+        "valid": ("-w3", "-w2-o10"),
+        "column": ("-w2", "-w2-o20"),
+        "ladder": ("-w2", "-w2-o10", "-w3"),
+    },
+    "hqq": {
+        "valid": ("-w2g8", "-w3g16", "-w4", "-w8g4"),
+        "column": ("-w3", "-w4"),
+        "ladder": ("-w2g8", "-w3g8", "-w4g8", "-w8g8"),
+        "refused": ("-w4g5",),
+    },
+    "nf": {
+        "valid": ("-w4", "-w3", "-w2b16", "-w4b7-single"),
+        "column": ("-w4", "-w2-single"),
+        "ladder": ("-w2", "-w3", "-w4"),
+    },
+    "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
+    "rotation": {
+        "valid": ("-hadamard", "-orthogonal", "-full", "-hadamard-s7"),
+        "column": ("-hadamard", "-orthogonal"),
+    },
+    "absmax": {
+        "valid": ("-a8", "-a6", "-a4-tensor"),
+        "column": ("-a8", "-a8-tensor"),
+        "ladder": ("-a4", "-a6", "-a8"),
+    },
+}
+
+# What makes an option of a slot a whole layer spec, and what else it is tried with.
+BASES = {"input": "{}+rtn-w4", "residual": "rtn-w3+{}", "activation": "rtn-w8-sym+{}"}
+PARTNERS = {
+    "mask": ("{}+rtn-w4g8", "{}+gptq-w4g8"),
+    "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
+    "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),
+    "residual": ("gptq-w3g8+{}", "wanda-s50+{}", "wanda-2:4+rtn-w4+{}"),
+    "activation": ("svd-r8+rtn-w8+{}", "wanda-s50+gptq-w4+{}"),
+}

@@ -1,0 +1,110 @@
+"""Every weight-only quantizer from a token to a native folder that loads and computes the same."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import autocomp
+from autocomp.cli.compress import uniform_token
+from autocomp.config import load_config
+from autocomp.core.plan import Plan
+from autocomp.core.progress import Silent
+from autocomp.core.registry import METHODS
+from autocomp.core.spec import DENSE, LayerSpec
+from autocomp.cost.bytes import weight_bytes
+from autocomp.export import export_model
+from autocomp.models import sketch_of
+from autocomp.search import estimate
+from autocomp.search.run import compress_uniform
+from autocomp.search.workbench import Workbench
+
+TOKENS = torch.arange(3, 60)[None]
+
+# --method and --bits of `autocomp compress`, with groups of 16.
+METHOD_BITS = (
+    ("rtn", 4),
+    ("gptq", 4),
+    ("lutgemm", 3),
+    ("lutgemm-w2g16-offset-weighted", 0),
+    ("squeezellm", 3),
+    ("squeezellm-w3-o0.45", 0),
+    ("actorder+gptq-w3g16", 0),
+    ("quip", 3),
+    ("owq-w3g16-t4", 0),
+    ("spqr-w3-o1", 0),
+    ("hqq", 3),
+    ("nf", 4),
+)
+
+
+@pytest.fixture(scope="module")
+def settings(trained_llama_path):
+    return load_config(
+        None,
+        {
+            "model": str(trained_llama_path),
+            "data.calibration": "corpus",
+            "data.window": 64,
+            "data.calibration_tokens": 1024,
+            "data.rungs": (128,),
+            "data.heldout_tokens": 128,
+            "search.finish": "none",
+        },
+    )
+
+
+@pytest.mark.parametrize(("method", "bits"), METHOD_BITS)
+def test_compress_and_reload(settings, method, bits, tmp_path):
+    token = uniform_token(method, bits, 16)
+    folder = compress_uniform(
+        settings, linear=token, embedding=None, out=tmp_path / "native", progress=Silent()
+    )
+    sketch, spec = sketch_of(settings.model), LayerSpec.parse(token)
+    plan = Plan({s.name: spec if s.kind == "linear" else DENSE for s in sketch.sites})
+    assert (folder / "model.safetensors").stat().st_size == weight_bytes(sketch, plan)
+
+    export_model(folder, tmp_path / "again")
+    packed = autocomp.load(folder, dtype=torch.float32)(TOKENS).logits
+    again = autocomp.load(tmp_path / "again", dtype=torch.float32)(TOKENS).logits
+    assert torch.equal(again, packed)
+    export_model(folder, tmp_path / "dense", format="hf")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    # decoded weights are rounded to 11 significant bits: a relative error below 2^-11 each
+    change = plain(TOKENS).logits - packed
+    assert change.norm().item() < 2**-8 * packed.norm().item()
+
+
+def test_every_weight_only_quantizer_is_tried():
+    quantizers = {name for name, method in METHODS.items() if method.spec.slot == "quantizer"}
+    assert quantizers <= {method.partition("-")[0] for method, _ in METHOD_BITS}
+
+
+def test_a_method_that_reads_gradients_is_made_once_from_the_dense_model(settings):
+    """In one pass whatever the plan, and anew, alone, when the store has lost it."""
+    bench = Workbench(settings)
+    spec = LayerSpec.parse("squeezellm-w2")
+    linears = [site.name for site in bench.sketch.sites if site.kind == "linear"]
+    bench.compress_from_gradients({name: [spec] for name in linears})
+    paths = [bench.store.path(bench.key(name, spec)) for name in linears]
+    assert all(path.exists() for path in paths)
+    before = bench.compressed(linears[3], spec)
+    bench.candidate.apply(
+        Plan({s.name: spec if s.kind == "linear" else DENSE for s in bench.sketch.sites}),
+        bench.operands,
+    )
+    plan = bench.candidate.plan
+    paths[3].unlink()
+    after = bench.compressed(linears[3], spec)
+    assert bench.candidate.plan == plan
+    for name, tensor in before.tensors.items():
+        assert torch.equal(tensor, after.tensors[name])
+
+
+def test_k_means_is_counted_in_the_estimate(settings):
+    site = next(site for site in sketch_of(settings.model).sites if site.kind == "linear")
+    speed = estimate._Speed(body=1e9, single=1e9, steps=1e5)
+    seconds = [
+        estimate._solve_seconds(site, LayerSpec.parse(token), speed)
+        for token in ("rtn-w4", "squeezellm-w3", "squeezellm-w4")
+    ]
+    assert seconds[2] == 2 * seconds[1] > 20 * seconds[0]
