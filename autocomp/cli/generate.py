@@ -36,7 +36,7 @@ def generate(
         listener.start(f"loading {path}")
         model: Any
         tokenizer: Any
-        model, tokenizer = load_any(path, place, body_dtype(place))
+        model, tokenizer = load_any(path, place, body_dtype(place), "packed")
         listener.finish()
     if chat:
         if tokenizer.chat_template is None:

@@ -104,6 +104,10 @@ class Format(ABC):
         """Return what a linear multiplies, (out, in) fp32, and what is done to its input first."""
         return Operands(self.to_dense(tensors))
 
+    def prepare(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return inputs (…, in) as the weight of :meth:`operands` expects them."""
+        return inputs
+
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return ``x Ŵᵀ`` through the kernel operations, keeping no decoded weight.
 

@@ -1,10 +1,9 @@
 """Product with 4-bit codes in the layout that torch's processor kernel reads.
 
-A tile holds the same rows of the weight as :data:`TILE_ROWS` says, input by input: byte ``d`` of
-input ``k`` has the code of row ``d`` in its low half and that of row ``d + rows/2`` in the high one.
-So the layout is a permutation of the stored codes: tiles take their place, at the same size, and
-give them back. The grid goes into pairs ``(s, (8 − z) s)`` that the kernel adds up as
-``(q − 8) s + (8 − z) s``.
+A tile holds some rows of the weight (:func:`tile_rows`), input by input: byte ``d`` of an input
+has the code of row ``d`` in its low half and that of row ``d + rows/2`` in its high half. So the
+layout is a permutation of the stored codes: tiles take their place, at the same size, and give
+them back. The grid goes into pairs ``(s, (8 − z) s)``, for ``(q − 8) s + (8 − z) s``.
 """
 
 import functools

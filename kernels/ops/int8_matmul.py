@@ -36,9 +36,7 @@ def _signed(codes: Tensor) -> Tensor:
     return (codes ^ 0x80).view(torch.int8)
 
 
-@int8_matmul.backend(
-    "int_mm", priority=20, devices=("cpu",), requires=lacks_int8_products
-)
+@int8_matmul.backend("int_mm", priority=20, devices=("cpu",), requires=lacks_int8_products)
 def _int_mm(inputs: Tensor, step: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """Sum in 32-bit integers, exactly: ``torch._int_mm``."""
     sums = torch._int_mm(inputs.to(torch.int8), _signed(codes).T)

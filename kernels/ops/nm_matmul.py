@@ -13,7 +13,7 @@ def nm_mask(index: Tensor, keep: int, m: int, columns: int) -> Tensor:
     """Return the mask (out, columns) bool of packed positions; True is kept.
 
     Args:
-        index: (out, bytes) uint8: ``columns / m · keep`` positions a row, of ``ceil(log2 m)`` bits.
+        index: (out, bytes) uint8: ``columns / m · keep`` packed positions a row.
         keep: Weights kept of every ``m``.
         m: Pattern length.
         columns: Inputs of the weight.
