@@ -285,9 +285,7 @@ def site_linear(
         return CompressedLinear(weight, bias, dtype, memory)
     out_features, in_features = weight.layout.shape
     module = nn.Linear(in_features, out_features, bias is not None, device="meta")
-    module.weight = nn.Parameter(
-        weight.tensors["weight"].to(dtype), requires_grad=False
-    )
+    module.weight = nn.Parameter(weight.tensors["weight"].to(dtype), requires_grad=False)
     if bias is not None:
         module.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
     return module
@@ -306,7 +304,5 @@ def site_embedding(
     """
     if not isinstance(weight.layout, Dense):
         return CompressedEmbedding(weight, dtype, embedding_scale(original), memory)
-    original.weight = nn.Parameter(
-        weight.tensors["weight"].to(dtype), requires_grad=False
-    )
+    original.weight = nn.Parameter(weight.tensors["weight"].to(dtype), requires_grad=False)
     return original

@@ -35,6 +35,20 @@ def lacks_int8_products() -> str | None:
 
 
 @functools.cache
+def _multiplies_bf16() -> bool:
+    """Return whether the processor has products of bf16."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@functools.cache
+def lacks_half_products() -> str | None:
+    """Return why nothing here multiplies in half precision."""
+    if torch.cuda.is_available() or _multiplies_bf16():
+        return None
+    return "requires cuda, or a processor with AVX512-BF16 or AMX"
+
+
+@functools.cache
 def emulates(dtype: torch.dtype, device: str) -> str | None:
     """Return why products in half precision are slower than fp32 ones.
 
@@ -46,7 +60,6 @@ def emulates(dtype: torch.dtype, device: str) -> str | None:
     """
     if device != "cpu":
         return None
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if dtype == torch.bfloat16 and native:
+    if dtype == torch.bfloat16 and _multiplies_bf16():
         return None
     return f"this processor emulates {str(dtype).removeprefix('torch.')} products"

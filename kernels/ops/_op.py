@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -42,6 +43,11 @@ def _nothing() -> str | None:
 def _anything(*_: Any, **__: Any) -> str | None:
     """Return that any arguments will do."""
     return None
+
+
+def _is_there(device: str) -> bool:
+    """Return whether this machine has a type of device."""
+    return device == "cpu" or bool(getattr(torch, device).is_available())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,12 @@ class Backend(Generic[P, R]):
             if self.dtypes and dtype not in self.dtypes:
                 return f"requires {' or '.join(self.dtypes)}, the input is {dtype}"
         return self.requires() or self.check(*args, **kwargs)
+
+    def why_not_here(self) -> str | None:
+        """Return why it runs nothing at all on this machine; ``None`` when it runs something."""
+        if self.devices and not any(map(_is_there, self.devices)):
+            return f"requires {' or '.join(self.devices)}"
+        return self.requires()
 
     @property
     def summary(self) -> str:

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import linear
 
-from autocomp.kernels._machine import emulates
+from autocomp.kernels._machine import emulates, lacks_half_products
 from autocomp.kernels._op import operation
 
 
@@ -31,6 +31,7 @@ def _emulated(inputs: Tensor, weight: Tensor) -> str | None:
     priority=10,
     dtypes=("float16", "bfloat16"),
     rule="where the hardware multiplies the dtype",
+    requires=lacks_half_products,
     check=_emulated,
 )
 def _half(inputs: Tensor, weight: Tensor) -> Tensor:
