@@ -88,7 +88,7 @@ class CompressedModule(Packed):
         self._decoded: Tensor | None = None
         self._merged = False
         self._settled: dict[str, Tensor] | None = None
-        self._description = ""
+        self._description = description(self.layout, weight.tensors)
         self.register_state_dict_pre_hook(_unsettle)
         self.register_load_state_dict_pre_hook(_unsettle)
 
@@ -129,13 +129,20 @@ class CompressedModule(Packed):
         found = found.view(*inputs.shape[:-1], self.out_features)
         return found if bias is None else found + bias
 
-    def settle(self) -> dict[str, Tensor]:
-        """Put the packed tensors in the order of the fastest kernel, once, and return them."""
+    def settle(self, *, copy: bool = False) -> dict[str, Tensor]:
+        """Put the packed tensors in the order of the fastest kernel, once, and return them.
+
+        Args:
+            copy: Copy the tensors that stay as they are, which may be views of a file.
+        """
         if self._settled is None:
             if torch.compiler.is_compiling():  # buffers stay as they are while a graph is made
                 return self.packed()
             with torch.inference_mode(False), torch.no_grad():
-                self.set_packed(self.layout.settle(self.packed(), self.like.dtype))
+                stored = self.packed()
+                found = self.layout.settle(stored, self.like.dtype)
+                kept = set(map(id, stored.values())) if copy else set()
+                self.set_packed({n: t.clone() if id(t) in kept else t for n, t in found.items()})
             self._settled = self.packed()
             self._description = description(self.layout, self._settled)
         return self._settled
@@ -146,6 +153,7 @@ class CompressedModule(Packed):
             with torch.inference_mode(False), torch.no_grad():
                 self.set_packed(self.compressed().tensors)
             self._settled = None
+            self._description = description(self.layout, self.packed())
 
     def hold(self, weight: Tensor) -> None:
         """Multiply by another weight, (out, in), until it is forgotten; its graph is kept."""
@@ -285,7 +293,9 @@ def site_linear(
         return CompressedLinear(weight, bias, dtype, memory)
     out_features, in_features = weight.layout.shape
     module = nn.Linear(in_features, out_features, bias is not None, device="meta")
-    module.weight = nn.Parameter(weight.tensors["weight"].to(dtype), requires_grad=False)
+    module.weight = nn.Parameter(
+        weight.tensors["weight"].to(dtype, copy=True), requires_grad=False
+    )
     if bias is not None:
         module.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
     return module
@@ -304,5 +314,7 @@ def site_embedding(
     """
     if not isinstance(weight.layout, Dense):
         return CompressedEmbedding(weight, dtype, embedding_scale(original), memory)
-    original.weight = nn.Parameter(weight.tensors["weight"].to(dtype), requires_grad=False)
+    original.weight = nn.Parameter(
+        weight.tensors["weight"].to(dtype, copy=True), requires_grad=False
+    )
     return original

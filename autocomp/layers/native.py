@@ -211,7 +211,7 @@ def load(
     if memory == "packed":
         for module in model.modules():
             if isinstance(module, CompressedModule):
-                module.settle()
+                module.settle(copy=True)
     return model.eval().requires_grad_(False)
 
 
@@ -272,9 +272,7 @@ def _checked_tensors(folder: Path, sketch: Sketch, plan: Plan) -> dict[str, Tens
     """Return the tensors of a native folder, compared with its plan and its checksum."""
     path = folder / WEIGHTS_FILE
     try:
-        views, metadata = load_tensors(path)
-        # views of the file keep all of its pages in memory while one of them lives
-        tensors = {name: views.pop(name).clone() for name in tuple(views)}
+        tensors, metadata = load_tensors(path)
         difference = _difference(native_infos(sketch, plan), tensors)
         if difference:
             raise StoreError(f"{path} does not belong to {PLAN_FILE}: {difference}.")
@@ -311,8 +309,11 @@ def _place(
     if tied:
         bias = model.get_output_embeddings().bias
         model.set_output_embeddings(TiedHead(model.get_submodule(embedding_site.name), bias))
-    cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
-    model.load_state_dict(cast, strict=False, assign=True)
+    own = {
+        name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in rest.items()
+    }
+    model.load_state_dict(own, strict=False, assign=True)
 
 
 def _difference(infos: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from autocomp.kernels._op import operation
 
-# 256 KiB of codes: in cache, and large enough that the work outweighs the calls.
-_CHUNK_WORDS = 1 << 15
+# A million codes: a call of torch costs as much as the work on some 100,000 of them.
+_CHUNK_WORDS = 1 << 17
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -112,8 +112,9 @@ def _spread(packed: Tensor, bits: int, count: int) -> Tensor:
     dtype, steps = _SPREADS[bits]
     flat = packed.reshape(-1)
     lanes = torch.empty(flat.numel(), dtype=dtype, device=packed.device)
-    for start in range(0, flat.numel(), _CHUNK_WORDS):
-        lane = lanes[start : start + _CHUNK_WORDS].copy_(flat[start : start + _CHUNK_WORDS])
+    step = _CHUNK_WORDS * bits
+    for start in range(0, flat.numel(), step):
+        lane = lanes[start : start + step].copy_(flat[start : start + step])
         for shift, mask in steps:
             lane.bitwise_or_(lane << shift).bitwise_and_(mask)
     return lanes.view(torch.uint8).view(packed.shape[0], -1)[:, :count].contiguous()

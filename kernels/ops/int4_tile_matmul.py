@@ -23,7 +23,8 @@ GROUP_SIZES = (32, 64, 128, 256)
 MULTIPLE = 64
 """What the rows of the weight are a multiple of: whole tiles on every processor."""
 
-_ROWS_AT_ONCE = 4096  # the kernel packs 32-bit integers: 4 bytes a code of these rows
+# The kernel packs 32-bit integers: half a MiB at a time, so that loading leaves no large holes.
+_CODES_AT_ONCE = 1 << 17
 
 
 @functools.cache
@@ -78,15 +79,15 @@ def to_tiles(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor,
         Tiles (out, in/2) uint8 and pairs (groups, out, 2) fp16.
     """
     columns = codes.shape[1] * 2
-    parts = [
-        torch.ops.aten._convert_weight_to_int4pack_for_cpu(
-            unpack_bits(codes[start : start + _ROWS_AT_ONCE], 4, columns).to(torch.int32), 1
-        )
-        for start in range(0, codes.shape[0], _ROWS_AT_ONCE)
-    ]
+    step = max(1, _CODES_AT_ONCE // columns // MULTIPLE) * MULTIPLE
+    tiles = torch.empty_like(codes)
+    for start in range(0, codes.shape[0], step):
+        part = slice(start, start + step)
+        wide = unpack_bits(codes[part], 4, columns).to(torch.int32)
+        tiles[part] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(wide, 1)
     shift = (8.0 - zero_points(zero, scale, 4)) * scale
     pairs = torch.stack([scale.T, shift.T.to(torch.float16)], dim=-1)
-    return torch.cat(parts), pairs.contiguous()
+    return tiles, pairs.contiguous()
 
 
 def from_tiles(tiles: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from autocomp.kernels._op import operation
 from autocomp.kernels.dense_matmul import dense_matmul
 from autocomp.kernels.dequantize import dequantize, zero_points
 
-# Weights decoded at a time: 1 MiB of fp32 for a few rows of input, 16 MiB for many.
-_SMALL_BLOCK, _LARGE_BLOCK = 1 << 18, 1 << 22
+_BLOCK_WEIGHTS = 1 << 20
+"""Weights decoded at a time, 4 MiB of fp32."""
 
 
 @operation
@@ -38,7 +38,7 @@ def _blocks(
 ) -> Tensor:
     """Decode a block of rows of the weight, multiply by it, forget it."""
     (rows, columns), out_features = inputs.shape, codes.shape[0]
-    step = max(1, (_SMALL_BLOCK if rows <= SMALL_BATCH else _LARGE_BLOCK) // columns)
+    step = max(1, _BLOCK_WEIGHTS // columns)
 
     def block(start: int) -> Tensor:
         part = slice(start, start + step)
