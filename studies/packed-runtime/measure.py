@@ -6,6 +6,7 @@ after the other, in turns; what a process takes before it loads a model is subtr
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from autocomp.cli.libraries import quiet_libraries
 from autocomp.evaluate.record import hardware, versions
 from autocomp.layers.linear import CompressedModule
-from autocomp.layers.native import WEIGHTS_FILE, load
+from autocomp.layers.native import WEIGHTS_FILE, load, native_sketch
 from autocomp.models import load as load_dense
 
 OUT = Path(__file__).parent / "results" / "packed-runtime.json"
@@ -83,7 +84,9 @@ def measure(name: str, folder: str, base: str, prompt: int, new: int) -> dict[st
     The clock runs on single steps after the prompt; the median step counts.
     """
     quiet_libraries()
+    native_sketch(Path(folder))  # what transformers imports for a model is not the model's
     _ = torch.randn(64, 64) @ torch.randn(64, 64)
+    gc.collect()
     empty = resident_bytes()
     begun = time.perf_counter()
     model = model_of(WAYS[name], folder, base)
