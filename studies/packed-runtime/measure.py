@@ -8,7 +8,6 @@ after the other, in turns; what a process takes before it loads a model is subtr
 import argparse
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -44,16 +43,15 @@ WAYS = {
 }
 
 
-def resident_bytes() -> int:
-    """Return the resident set size of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def memory_bytes(kind: str) -> int:
+    """Return an entry of this process' status.
 
-
-def peak_bytes() -> int:
-    """Return the largest resident set size so far."""
+    Args:
+        kind: ``VmRSS`` (resident), ``RssAnon`` (of it, what is no page of a file, such as the code
+            of torch's kernels), ``VmHWM`` (largest resident so far).
+    """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{kind}:")))
 
 
 def tensor_bytes(model: PreTrainedModel) -> int:
@@ -87,10 +85,10 @@ def measure(name: str, folder: str, base: str, prompt: int, new: int) -> dict[st
     native_sketch(Path(folder))  # what transformers imports for a model is not the model's
     _ = torch.randn(64, 64) @ torch.randn(64, 64)
     gc.collect()
-    empty = resident_bytes()
+    empty = {kind: memory_bytes(kind) for kind in ("VmRSS", "RssAnon")}
     begun = time.perf_counter()
     model = model_of(WAYS[name], folder, base)
-    loaded = resident_bytes()
+    loaded = {kind: memory_bytes(kind) for kind in empty}
     seconds = time.perf_counter() - begun
     tokens = (torch.arange(prompt) * 7919 + 1)[None] % model.config.vocab_size
     begun = time.perf_counter()
@@ -110,9 +108,11 @@ def measure(name: str, folder: str, base: str, prompt: int, new: int) -> dict[st
         "decode_tokens_per_s": round(1 / statistics.median(steps), 2),
         "decode_tokens_per_cpu_s": round(1 / statistics.median(work), 2),
         "tensor_bytes": tensor_bytes(model),
-        "rss_after_load_bytes": loaded - empty,
-        "rss_after_generate_bytes": resident_bytes() - empty,
-        "peak_rss_bytes": peak_bytes() - empty,
+        "rss_after_load_bytes": loaded["VmRSS"] - empty["VmRSS"],
+        "anonymous_after_load_bytes": loaded["RssAnon"] - empty["RssAnon"],
+        "rss_after_generate_bytes": memory_bytes("VmRSS") - empty["VmRSS"],
+        "anonymous_after_generate_bytes": memory_bytes("RssAnon") - empty["RssAnon"],
+        "peak_rss_bytes": memory_bytes("VmHWM") - empty["VmRSS"],
     }
 
 
