@@ -102,7 +102,6 @@ def measure(name: str, folder: str, base: str, prompt: int, new: int) -> dict[st
         steps.append(time.perf_counter() - begun)
         work.append(time.process_time() - used)
     return {
-        "way": name,
         "load_s": round(seconds, 2),
         "prefill_s": round(first, 3),
         "decode_tokens_per_s": round(1 / statistics.median(steps), 2),
@@ -117,7 +116,7 @@ def measure(name: str, folder: str, base: str, prompt: int, new: int) -> dict[st
 
 
 def main() -> None:
-    """Measure every way in turns and write the medians."""
+    """Measure the ways in turns and write the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="a native folder")
     parser.add_argument("--base", default="smollm2-135m", help="the dense model it came from")
@@ -136,18 +135,21 @@ def main() -> None:
             command = [sys.executable, *sys.argv, "--one", name]
             text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows[name].append(json.loads(text.splitlines()[-1]))
-            print(f"turn {turn + 1}: {text.splitlines()[-1]}", file=sys.stderr, flush=True)
-    median = {
-        name: {
-            key: statistics.median(row[key] for row in found) for key in found[0] if key != "way"
-        }
-        for name, found in rows.items()
-    }
-    file = Path(asked.folder) / WEIGHTS_FILE
+            print(f"turn {turn + 1}, {name}: {text.splitlines()[-1]}", file=sys.stderr, flush=True)
+            write(asked, rows)
+
+
+def write(asked: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the medians of what has been measured so far."""
     result = {
-        "settings": {"prompt": asked.prompt, "new": asked.new, "turns": asked.turns},
-        "file_bytes": file.stat().st_size,
-        "ways": median,
+        "settings": {"prompt": asked.prompt, "new": asked.new},
+        "file_bytes": (Path(asked.folder) / WEIGHTS_FILE).stat().st_size,
+        "ways": {
+            name: {"turns": len(found)}
+            | {key: statistics.median(row[key] for row in found) for key in found[0]}
+            for name, found in rows.items()
+            if found
+        },
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
     }
