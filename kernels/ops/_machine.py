@@ -14,6 +14,13 @@ decoding costs as much as some 16 rows of it, and the dense product after it cos
 """
 
 
+def not_a_small_batch(rows: int) -> str | None:
+    """Return why a product with packed weights is not the fastest for so many rows of input."""
+    if 1 <= rows <= SMALL_BATCH:
+        return None
+    return f"takes 1 to {SMALL_BATCH} rows, more are faster decoded first, got {rows}"
+
+
 @functools.cache
 def lacks_packed_bf16() -> str | None:
     """Return why torch's bf16 products with packed weights are not fast here."""

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from autocomp.kernels._machine import SMALL_BATCH, lacks_packed_bf16
+from autocomp.kernels._machine import SMALL_BATCH, lacks_packed_bf16, not_a_small_batch
 from autocomp.kernels._op import operation
 from autocomp.kernels.bits import pack_bits, unpack_bits
 from autocomp.kernels.dense_matmul import dense_matmul
@@ -137,9 +137,7 @@ def int4_tile_matmul(inputs: Tensor, tiles: Tensor, pairs: Tensor, zero: Tensor 
 
 def _too_many(inputs: Tensor, tiles: Tensor, pairs: Tensor, zero: Tensor | None) -> str | None:
     """Return why the rows are better multiplied by the decoded weight."""
-    if inputs.shape[0] > SMALL_BATCH:
-        return f"more than {SMALL_BATCH} rows are faster decoded first, got {inputs.shape[0]}"
-    return None
+    return not_a_small_batch(inputs.shape[0])
 
 
 @int4_tile_matmul.backend(

@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-from autocomp.kernels._machine import SMALL_BATCH, lacks_int8_products, lacks_packed_bf16
+from autocomp.kernels._machine import (
+    SMALL_BATCH,
+    lacks_int8_products,
+    lacks_packed_bf16,
+    not_a_small_batch,
+)
 from autocomp.kernels._op import operation
 
 
@@ -48,9 +53,7 @@ def _not_packed(inputs: Tensor, step: Tensor, codes: Tensor, scale: Tensor) -> s
     rows, columns = inputs.shape
     if columns % 32:
         return f"takes inputs divisible by 32, got {columns}"
-    if rows > SMALL_BATCH:
-        return f"more than {SMALL_BATCH} rows are faster decoded first, got {rows}"
-    return None
+    return not_a_small_batch(rows)
 
 
 @int8_matmul.backend(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from autocomp.kernels._machine import SMALL_BATCH, lacks_packed_bf16
+from autocomp.kernels._machine import SMALL_BATCH, lacks_packed_bf16, not_a_small_batch
 from autocomp.kernels._op import operation
 from autocomp.kernels.dense_matmul import dense_matmul
 from autocomp.kernels.dequantize import dequantize, zero_points
@@ -63,9 +63,7 @@ def _not_int8(
         return f"takes 8 bits and one scale a row, got {bits} bits and {scale.shape[1]} scales"
     if columns % 32:
         return f"takes inputs divisible by 32, got {columns}"
-    if rows > SMALL_BATCH:
-        return f"more than {SMALL_BATCH} rows are faster decoded first, got {rows}"
-    return None
+    return not_a_small_batch(rows)
 
 
 @weight_only_matmul.backend(

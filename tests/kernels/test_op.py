@@ -103,7 +103,7 @@ def test_a_device_that_is_not_there(doubled):
         (1, 64, 4, 1, "takes 8 bits and one scale a row, got 4 bits and 1 scales"),
         (1, 64, 8, 2, "takes 8 bits and one scale a row, got 8 bits and 2 scales"),
         (1, 123, 8, 1, "takes inputs divisible by 32, got 123"),
-        (17, 64, 8, 1, "more than 16 rows are faster decoded first, got 17"),
+        (17, 64, 8, 1, "takes 1 to 16 rows, more are faster decoded first, got 17"),
     ],
 )
 def test_why_not_int8(monkeypatch, rows, columns, bits, groups, expected):
