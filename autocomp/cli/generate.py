@@ -28,15 +28,18 @@ def generate(
     from transformers import TextStreamer
 
     from autocomp.evaluate.files import load_any
+    from autocomp.layers.native import is_native
     from autocomp.models.device import body_dtype, resolve_device
 
     quiet_libraries()
     place = resolve_device("auto")
+    # packed codes have kernels for bf16 inputs even where dense products are faster in fp32
+    dtype = torch.bfloat16 if is_native(path) else body_dtype(place)
     with progress(quiet=output.quiet) as listener:
         listener.start(f"loading {path}")
         model: Any
         tokenizer: Any
-        model, tokenizer = load_any(path, place, body_dtype(place))
+        model, tokenizer = load_any(path, place, dtype, "packed")
         listener.finish()
     if chat:
         if tokenizer.chat_template is None:

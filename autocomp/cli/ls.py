@@ -89,6 +89,8 @@ def listing(kind: str) -> list[dict[str, str]]:
             {"name": name, "summary": text.splitlines()[0].lstrip("# ")}
             for name, text in presets().items()
         ]
+    if kind == "kernels":
+        return _kernels()
     if kind == "methods":
         return [_method(row) for row in method_rows()]
     registry: Registry = REGISTRIES[kind]
@@ -109,6 +111,24 @@ def _tasks() -> list[dict[str, str]]:
     ]
     suites = [{"name": name, "summary": ", ".join(names)} for name, names in SUITES.items()]
     return rows + suites
+
+
+def _kernels() -> list[dict[str, str]]:
+    """Return the back-ends of every operation in the order of trial, and why some do not run."""
+    return [
+        {
+            "name": name,
+            "backend": backend.name,
+            "runs here": "yes" if (reason := backend.why_not_here()) is None else f"no: {reason}",
+            "priority": str(backend.priority),
+            "devices": ", ".join(backend.devices) or "any",
+            "dtypes": ", ".join(backend.dtypes) or "any",
+            "takes": backend.rule,
+            "summary": backend.summary,
+        }
+        for name, operation in KERNELS.items()
+        for backend in operation.backends
+    ]
 
 
 def _devices() -> list[dict[str, str]]:

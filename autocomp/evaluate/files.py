@@ -21,6 +21,7 @@ from autocomp.evaluate.record import DataRead, Measurement, hardware
 from autocomp.evaluate.reference import SavedReference, is_saved_reference, reference_of
 from autocomp.evaluate.summary import data_read, divergence_metrics, text_metrics
 from autocomp.evaluate.tasks import evaluate_tasks
+from autocomp.layers.linear import Memory
 from autocomp.layers.native import is_native
 from autocomp.layers.native import load as load_native
 from autocomp.models import load
@@ -86,11 +87,18 @@ class TaskRequest:
 
 
 def load_any(
-    path: str, device: torch.device, dtype: torch.dtype
+    path: str, device: torch.device, dtype: torch.dtype, memory: Memory = "decoded"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer of a native folder, a Hugging Face folder or a model id."""
+    """Return model and tokenizer of a native folder, a Hugging Face folder or a model id.
+
+    Args:
+        path: The folder or id.
+        device: Where the model is put.
+        dtype: Compute dtype.
+        memory: What a native model keeps; long texts are read fastest by decoded copies.
+    """
     if is_native(path):
-        model = load_native(path, device=str(device), dtype=dtype)
+        model = load_native(path, device=str(device), dtype=dtype, memory=memory)
         return model, AutoTokenizer.from_pretrained(path)
     loaded = load(path, device=str(device), dtype=dtype)
     return loaded.model, loaded.tokenizer

@@ -11,7 +11,8 @@ from autocomp.core.sketch import TensorInfo
 from autocomp.formats.base import CompressedWeight, torch_dtype
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.uniform import Grid
-from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
+from autocomp.kernels._masked import masked_codes, masked_weight
+from autocomp.kernels.bits import pack_bits, packed_bytes
 
 
 def value_tensors(
@@ -50,20 +51,18 @@ def pack_values(
     return {"values": pack_bits(kept[None], grid.bits)[0], **grid.pack(scale, zero)}
 
 
-def decode_values(
-    mask: Tensor, tensors: Mapping[str, Tensor], kept: int, grid: Grid | None
-) -> Tensor:
-    """Return the weight (out, in) fp32 of a mask (out, in) bool; removed weights are 0."""
+def value_operands(
+    tensors: Mapping[str, Tensor], grid: Grid | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+    """Return values, scale, zero points and bits, as kernels take them."""
     if grid is None:
-        dense = torch.zeros(mask.shape, device=mask.device)
-        return dense.masked_scatter_(mask, tensors["values"].to(torch.float32))
-    return grid.decode(_codes(mask, tensors, kept, grid), tensors).masked_fill_(~mask, 0.0)
+        return tensors["values"], None, None, 0
+    return tensors["values"], tensors["scale"], tensors.get("zero"), grid.bits
 
 
-def _codes(mask: Tensor, tensors: Mapping[str, Tensor], kept: int, grid: Grid) -> Tensor:
-    """Return the codes (out, in) uint8; 0 where nothing is kept."""
-    codes = torch.zeros(mask.shape, dtype=torch.uint8, device=mask.device)
-    return codes.masked_scatter_(mask, unpack_bits(tensors["values"][None], grid.bits, kept)[0])
+def decode_values(mask: Tensor, tensors: Mapping[str, Tensor], grid: Grid | None) -> Tensor:
+    """Return the weight (out, in) fp32 of a mask (out, in) bool; removed weights are 0."""
+    return masked_weight(mask, *value_operands(tensors, grid))
 
 
 def sparse_leaf(
@@ -74,7 +73,7 @@ def sparse_leaf(
     pack: Callable[..., CompressedWeight],
 ) -> GridLeaf:
     """Return the kept weights as a matrix on the grid; ``pack`` is that of the format."""
-    codes = _codes(mask, tensors, int(mask.sum()), grid)
+    codes = masked_codes(mask, tensors["values"], grid.bits)
     scale, zero = grid.sides(tensors)
     regrid = partial(pack, mask)
     return GridLeaf(weight, grid.bits, grid.symmetric, codes, scale, zero, regrid, keep=mask)

@@ -13,6 +13,7 @@ from autocomp.core.registry import FORMATS
 from autocomp.core.sketch import TensorInfo
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.steps import Step
+from autocomp.kernels.dense_matmul import dense_matmul
 
 
 def tensor_info(tensor: Tensor) -> TensorInfo:
@@ -39,6 +40,15 @@ def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         name.removeprefix(start): tensor
         for name, tensor in tensors.items()
         if name.startswith(start)
+    }
+
+
+def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of several parts as ``<part>.<name>``; :func:`within` takes one out."""
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix, tensors in parts.items()
+        for name, tensor in tensors.items()
     }
 
 
@@ -93,6 +103,46 @@ class Format(ABC):
     def operands(self, tensors: Mapping[str, Tensor]) -> Operands:
         """Return what a linear multiplies, (out, in) fp32, and what is done to its input first."""
         return Operands(self.to_dense(tensors))
+
+    def prepare(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return inputs (…, in) as the weight of :meth:`operands` expects them."""
+        return inputs
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return ``x Ŵᵀ`` through the kernel operations, keeping no decoded weight.
+
+        Args:
+            tensors: The stored tensors, or what :meth:`settle` made of them.
+            inputs: (rows, in) of a floating dtype.
+
+        Returns:
+            (rows, out) in the dtype of the inputs.
+        """
+        return dense_matmul(inputs, self.to_dense(tensors))
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Return rows of the decoded weight, (n, in) fp32, for integers (n,).
+
+        Args:
+            tensors: The stored tensors, or what :meth:`settle` made of them.
+            index: Which rows.
+        """
+        return self.to_dense(tensors)[index]
+
+    def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return tensors of about the same bytes in the order that the fastest kernel reads.
+
+        They serve :meth:`matmul` and :meth:`rows`; :meth:`unsettle` gives the stored ones back.
+
+        Args:
+            tensors: The stored tensors, on the device where they are used.
+            dtype: Dtype of the inputs to come.
+        """
+        return dict(tensors)
+
+    def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the stored tensors, to the bit; the inverse of :meth:`settle`."""
+        return dict(tensors)
 
     @abstractmethod
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:

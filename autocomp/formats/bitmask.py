@@ -15,12 +15,14 @@ from autocomp.formats._sparse import (
     project_values,
     sparse_leaf,
     store_values,
+    value_operands,
     value_tensors,
 )
 from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.straight_through import straight_through
 from autocomp.formats.uniform import Grid
+from autocomp.kernels.bitmask_matmul import bitmask_matmul
 from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
 
 
@@ -94,7 +96,11 @@ class Bitmask(Format):
 
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32."""
-        return decode_values(self.keep_mask(tensors), tensors, self.kept, self.grid)
+        return decode_values(self.keep_mask(tensors), tensors, self.grid)
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in); the mask and the values stay packed."""
+        return bitmask_matmul(inputs, tensors["mask"], *value_operands(tensors, self.grid))
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Keep the mask, round the rest to the stored grid or dtype."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from autocomp.core.sketch import TensorInfo
 from autocomp.formats.base import CompressedWeight, Format, torch_dtype
 from autocomp.formats.straight_through import straight_through
+from autocomp.kernels.dense_matmul import dense_matmul
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,14 @@ class Dense(Format):
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32."""
         return tensors["weight"].to(torch.float32)
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in)."""
+        return dense_matmul(inputs, tensors["weight"])
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Return rows (n, in) fp32."""
+        return tensors["weight"][index].to(torch.float32)
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Round to ``dtype``; nothing stored is needed."""

@@ -13,9 +13,12 @@ from autocomp.formats.base import (
     CompressedWeight,
     Format,
     format_from_json,
+    joined,
     within,
 )
+from autocomp.formats.dense import Dense
 from autocomp.formats.straight_through import straight_through
+from autocomp.kernels.low_rank_matmul import low_rank_matmul
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,7 @@ class Factors(Format):
                 f"the factors are {left.layout} and {right.layout}, "
                 f"the layout has {self.left} and {self.right}."
             )
-        return CompressedWeight(
-            self,
-            {
-                f"{side}.{name}": tensor
-                for side, factor in (("left", left), ("right", right))
-                for name, tensor in factor.tensors.items()
-            },
-        )
+        return CompressedWeight(self, joined({"left": left.tensors, "right": right.tensors}))
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[CompressedWeight, CompressedWeight]:
         """Return the two compressed factors; the inverse of :meth:`pack`."""
@@ -90,6 +86,30 @@ class Factors(Format):
         """Decode to ``left @ right``, (out, in) fp32."""
         left, right = self.unpack(tensors)
         return left.to_dense() @ right.to_dense()
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in) by one factor, then by the other."""
+        left, right = within(tensors, "left"), within(tensors, "right")
+        if isinstance(self.left, Dense) and isinstance(self.right, Dense):
+            return low_rank_matmul(inputs, left["weight"], right["weight"])
+        return self.left.matmul(left, self.right.matmul(right, inputs))
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Return rows (n, in) fp32: those of the left factor, multiplied."""
+        right = self.right.to_dense(self.right.unsettle(within(tensors, "right")))
+        return self.left.rows(within(tensors, "left"), index) @ right
+
+    def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Settle both factors."""
+        left, right = within(tensors, "left"), within(tensors, "right")
+        return joined(
+            {"left": self.left.settle(left, dtype), "right": self.right.settle(right, dtype)}
+        )
+
+    def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the stored tensors of both factors."""
+        left, right = within(tensors, "left"), within(tensors, "right")
+        return joined({"left": self.left.unsettle(left), "right": self.right.unsettle(right)})
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Keep the stored left factor L and refit the right one: ``L · project(L⁺ W)``."""

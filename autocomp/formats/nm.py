@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from autocomp.core.errors import PlanError
@@ -15,13 +14,15 @@ from autocomp.formats._sparse import (
     project_values,
     sparse_leaf,
     store_values,
+    value_operands,
     value_tensors,
 )
 from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.straight_through import straight_through
 from autocomp.formats.uniform import Grid
-from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
+from autocomp.kernels.bits import pack_bits, packed_bytes
+from autocomp.kernels.nm_matmul import nm_mask, nm_matmul
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +118,17 @@ class NM(Format):
 
     def keep_mask(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the mask (out, in) bool, True is kept."""
-        positions = unpack_bits(tensors["index"], self._index_bits, self._row_kept)
-        patterns = positions.view(-1, self.keep).to(torch.int64)
-        mask = torch.zeros((patterns.shape[0], self.m), dtype=torch.bool, device=patterns.device)
-        return mask.scatter_(1, patterns, True).view(self.shape)
+        return nm_mask(tensors["index"], self.keep, self.m, self.shape[1])
 
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32."""
-        return decode_values(self.keep_mask(tensors), tensors, self.kept, self.grid)
+        return decode_values(self.keep_mask(tensors), tensors, self.grid)
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in); positions and values stay packed."""
+        pattern = (self.keep, self.m)
+        values = value_operands(tensors, self.grid)
+        return nm_matmul(inputs, tensors["index"], pattern, *values)
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Keep the mask, round the rest to the stored grid or dtype."""

@@ -5,13 +5,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from autocomp.core.errors import PlanError
 from autocomp.core.sketch import TensorInfo
-from autocomp.formats.base import CompressedWeight, Format, Operands, format_from_json, within
+from autocomp.formats.base import (
+    CompressedWeight,
+    Format,
+    Operands,
+    format_from_json,
+    joined,
+    within,
+)
 from autocomp.formats.leaf import GridLeaf
-from autocomp.formats.steps import Step, step_from_json
+from autocomp.formats.steps import RoundInput, Step, step_from_json
+from autocomp.formats.uniform import Uniform
+from autocomp.kernels.int8_matmul import int8_matmul
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +91,7 @@ class Prepared(Format):
         if inner.layout != self.inner:
             raise PlanError(f"the inner weight is {inner.layout}, the layout has {self.inner}.")
         parts = {"input": input or {}, "activation": activation or {}, "inner": inner.tensors}
-        return CompressedWeight(
-            self,
-            {
-                f"{side}.{name}": found
-                for side, part in parts.items()
-                for name, found in part.items()
-            },
-        )
+        return CompressedWeight(self, joined(parts))
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
         """Return the inner weight."""
@@ -96,11 +99,57 @@ class Prepared(Format):
 
     def prepare(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return ``a(T x)`` of inputs (…, in), in their dtype."""
-        if self.input is not None:
-            inputs = self.input.apply(inputs, within(tensors, "input"))
+        inputs = self._stepped(tensors, inputs)
         if self.activation is not None:
             inputs = self.activation.apply(inputs, within(tensors, "activation"))
         return inputs
+
+    def _stepped(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return ``T x`` of inputs (…, in), in their dtype."""
+        if self.input is None:
+            return inputs
+        return self.input.apply(inputs, within(tensors, "input"))
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply prepared inputs (rows, in); in integers where both sides are 8-bit codes."""
+        inner = within(tensors, "inner")
+        if isinstance(self.activation, RoundInput) and self._is_int8:
+            stepped = self._stepped(tensors, inputs)
+            codes, step = self.activation.codes(stepped, within(tensors, "activation"))
+            return int8_matmul(codes.to(inputs.dtype), step, inner["codes"], inner["scale"])
+        return self.inner.matmul(inner, self.prepare(tensors, inputs))
+
+    @property
+    def _is_int8(self) -> bool:
+        """Whether weight and inputs are symmetric 8-bit codes, the weight's with a scale a row."""
+        inner = self.inner
+        return (
+            isinstance(self.activation, RoundInput)
+            and self.activation.bits <= 8
+            and isinstance(inner, Uniform)
+            and (inner.bits, inner.symmetric) == (8, True)
+            and inner.grid.groups(self.shape[1]) == 1
+        )
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Return rows (n, in) fp32, the input step merged."""
+        return self.merge(self.inner.rows(within(tensors, "inner"), index), tensors)
+
+    def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Settle the inner weight."""
+        return self._with_inner(tensors, self.inner.settle(within(tensors, "inner"), dtype))
+
+    def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the stored tensors of the inner weight."""
+        return self._with_inner(tensors, self.inner.unsettle(within(tensors, "inner")))
+
+    @staticmethod
+    def _with_inner(
+        tensors: Mapping[str, Tensor], inner: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the tensors of the steps, beside others of the inner weight."""
+        steps = {name: tensor for name, tensor in tensors.items() if not name.startswith("inner.")}
+        return {**steps, **joined({"inner": inner})}
 
     def operands(self, tensors: Mapping[str, Tensor]) -> Operands:
         """Return the stored weight and what prepares its input."""

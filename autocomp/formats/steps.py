@@ -302,11 +302,15 @@ class RoundInput(Step):
 
     def apply(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the rounded input, with the gradient of the identity."""
-        values = inputs.detach().float()
+        codes, scale = self.codes(inputs.detach(), tensors)
+        return straight_through(inputs, (codes * scale).to(inputs.dtype))
+
+    def codes(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return codes (…, in) in ``±(2^(b−1) − 1)`` and s, (…, 1) or (1,), all fp32."""
+        values = inputs.float()
         if self.granularity == "token":
             absmax = values.abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_ABSMAX)
             scale = absmax / self.largest
         else:
             scale = tensors["scale"]
-        codes = torch.round(values / scale).clamp_(-self.largest, self.largest)
-        return straight_through(inputs, (codes * scale).to(inputs.dtype))
+        return torch.round(values / scale).clamp_(-self.largest, self.largest), scale

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from autocomp.core.errors import PlanError
 from autocomp.core.sketch import TensorInfo
-from autocomp.formats.base import CompressedWeight, Format, format_from_json, within
+from autocomp.formats.base import CompressedWeight, Format, format_from_json, joined, within
 from autocomp.formats.leaf import GridLeaf
 
 
@@ -63,14 +64,8 @@ class Sum(Format):
                 f"the parts are {base.layout} and {correction.layout}, "
                 f"the layout has {self.base} and {self.correction}."
             )
-        parts = (("base", base), ("correction", correction))
         return CompressedWeight(
-            self,
-            {
-                f"{prefix}.{name}": tensor
-                for prefix, part in parts
-                for name, tensor in part.tensors.items()
-            },
+            self, joined({"base": base.tensors, "correction": correction.tensors})
         )
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[CompressedWeight, CompressedWeight]:
@@ -84,6 +79,36 @@ class Sum(Format):
         """Decode to (out, in) fp32."""
         base, correction = self.unpack(tensors)
         return base.to_dense() + correction.to_dense()
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in) by both parts and add."""
+        base = self.base.matmul(within(tensors, "base"), inputs)
+        return base + self.correction.matmul(within(tensors, "correction"), inputs)
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Return rows (n, in) fp32 of both parts, added."""
+        base = self.base.rows(within(tensors, "base"), index)
+        return base + self.correction.rows(within(tensors, "correction"), index)
+
+    def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Settle both parts."""
+        base, correction = within(tensors, "base"), within(tensors, "correction")
+        return joined(
+            {
+                "base": self.base.settle(base, dtype),
+                "correction": self.correction.settle(correction, dtype),
+            }
+        )
+
+    def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the stored tensors of both parts."""
+        base, correction = within(tensors, "base"), within(tensors, "correction")
+        return joined(
+            {
+                "base": self.base.unsettle(base),
+                "correction": self.correction.unsettle(correction),
+            }
+        )
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Keep the correction and project the rest as the base's format does."""

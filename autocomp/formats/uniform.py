@@ -18,9 +18,18 @@ from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.straight_through import straight_through
 from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
+from autocomp.kernels.dequantize import dequantize, on_grid, zero_points
+from autocomp.kernels.gather_rows import gather_rows, gather_tile_rows
+from autocomp.kernels.int4_tile_matmul import (
+    from_tiles,
+    int4_tile_matmul,
+    to_tiles,
+    why_no_tiles,
+)
+from autocomp.kernels.weight_only_matmul import weight_only_matmul
 
-# In cache, and below the size at which torch starts threads (see kernels/ops/bits.py).
-_CHUNK_CODES = 1 << 15
+TILES, PAIRS = "tiles", "pairs"
+"""Names of the settled tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +119,11 @@ class Grid:
     def sides(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, each (out, groups) fp32."""
         scale = tensors["scale"].to(torch.float32)
-        if self.symmetric:
-            return scale, torch.full_like(scale, self.middle)
-        return scale, unpack_bits(tensors["zero"], self.bits, scale.shape[1]).to(torch.float32)
+        return scale, zero_points(tensors.get("zero"), scale, self.bits)
 
     def decode(self, codes: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return ``scale · (code − zero)``, (out, in) fp32, for codes (out, in) uint8."""
-        scale, zero = (side[..., None] for side in self.sides(tensors))
-        rows, columns = codes.shape
-        grouped = codes.view(rows, scale.shape[1], -1)
-        dense = torch.empty(grouped.shape, dtype=torch.float32, device=codes.device)
-        step = max(1, _CHUNK_CODES // columns)
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            dense[part].copy_(grouped[part]).sub_(zero[part]).mul_(scale[part])
-        return dense.view(rows, columns)
+        return on_grid(codes, *self.sides(tensors))
 
     def codes(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the codes (out, in) uint8 of the nearest points of the stored grid."""
@@ -185,8 +184,45 @@ class Uniform(Format):
 
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32."""
-        codes = unpack_bits(tensors["codes"], self.bits, self.shape[1])
-        return self.grid.decode(codes, tensors)
+        return dequantize(*self._stored(tensors), self.bits, self.shape[1])
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in); the codes stay packed."""
+        if TILES in tensors:
+            zero = tensors.get("zero")
+            return int4_tile_matmul(inputs, tensors[TILES], tensors[PAIRS], zero)
+        return weight_only_matmul(inputs, *self._stored(tensors), self.bits)
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Decode rows (n, in) fp32 and no others."""
+        if TILES in tensors:
+            zero = tensors.get("zero")
+            return gather_tile_rows(index, tensors[TILES], tensors[PAIRS], zero)
+        return gather_rows(index, *self._stored(tensors), self.bits, self.shape[1])
+
+    def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return 4-bit codes in tiles where a kernel reads those."""
+        codes, scale, zero = self._stored(tensors)
+        size = self.group_size or self.shape[1]
+        if why_no_tiles(self.shape, self.bits, size, dtype, codes.device):
+            return dict(tensors)
+        tiles, pairs = to_tiles(codes, scale, zero)
+        if not bool(torch.isfinite(pairs).all()):
+            return dict(tensors)
+        return {TILES: tiles, PAIRS: pairs} | ({} if zero is None else {"zero": zero})
+
+    def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return codes, scale and zero."""
+        if TILES not in tensors:
+            return dict(tensors)
+        codes, scale = from_tiles(tensors[TILES], tensors[PAIRS])
+        rest = {"zero": tensors["zero"]} if "zero" in tensors else {}
+        return {"codes": codes, "scale": scale, **rest}
+
+    @staticmethod
+    def _stored(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return codes, scale and zero, as kernels take them."""
+        return tensors["codes"], tensors["scale"], tensors.get("zero")
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Round to the stored grid."""

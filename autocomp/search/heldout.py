@@ -79,7 +79,7 @@ def measure_artefact(
     """
     text = bench.windows("heldout", bench.config.data.heldout_tokens)
     meter = bench.heldout_meter
-    model = load(folder, device=str(bench.device), dtype=bench.dtype)
+    model = load(folder, str(bench.device), bench.dtype, memory="decoded")
     begun = time.perf_counter()
     progress.start("measure held-out", text.tokens, "token")
     scores = meter.measure(

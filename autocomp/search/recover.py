@@ -139,7 +139,7 @@ class _Job:
             ConfigError: If no linear is compressed.
         """
         begun, token = time.perf_counter(), self.spec.token()
-        model = load(self.source, device=str(self.bench.device), dtype=self.bench.dtype)
+        model = load(self.source, str(self.bench.device), self.bench.dtype, memory="decoded")
         context, digest = self._context(model), self._digest()
         saved, earlier, self.tokens = self._saved(digest)
         done = 0

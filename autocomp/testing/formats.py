@@ -115,6 +115,30 @@ def _input_error(weight: CompressedWeight, rounded: Tensor) -> Tensor | float:
     return step / 2 * weight.operands().weight.abs().sum(dim=1)
 
 
+def check_matmul(example: Example) -> None:
+    """Products and rows without a kept copy are those of the decoded weight; none is modified.
+
+    So they are of what :meth:`Format.settle` makes, which gives the stored tensors back.
+    """
+    layout, stored = example.weight.layout, example.weight.tensors
+    weight, prepare = example.weight.operands()
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        inputs = torch.randn((3, layout.shape[1]), generator=Generator().manual_seed(2)).to(dtype)
+        read = inputs if prepare is None else prepare(inputs)
+        expected, size = read.float() @ weight.T, read.float().abs() @ weight.abs().T + 1
+        settled = layout.settle(stored, dtype)
+        index = torch.tensor([layout.shape[0] - 1, 0])
+        for tensors in (stored, settled):
+            found = layout.matmul(tensors, inputs)
+            assert found.dtype == dtype
+            assert bool(((found.float() - expected).abs() <= bound * size).all())
+            rows = layout.rows(tensors, index)
+            assert torch.allclose(rows, example.dense[index], rtol=1e-5, atol=1e-5)
+        again = layout.unsettle(settled)
+        assert list(again) == list(stored)
+        assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+
+
 def check_description(example: Example) -> None:
     """The layout survives JSON, and one of another version is refused."""
     data = json.loads(json.dumps(example.weight.layout.to_json()))

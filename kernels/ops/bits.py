@@ -9,9 +9,10 @@ eighths of a word between dense and byte-wide lanes: three steps whatever the wi
 import torch
 from torch import Tensor
 
-# 32 KiB of codes: in cache, and below the size at which torch starts threads, which cost more than
-# they gain when several processes share the cores.
-_CHUNK_WORDS = 1 << 12
+from autocomp.kernels._op import operation
+
+# A million codes: a call of torch costs as much as the work on some 100,000 of them.
+_CHUNK_WORDS = 1 << 17
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -19,6 +20,7 @@ def packed_bytes(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
+@operation
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Pack unsigned codes.
 
@@ -57,6 +59,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     return packed.view(rows, blocks * bits)[:, : packed_bytes(count, bits)].contiguous()
 
 
+@operation
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     """Unpack codes; the inverse of :func:`pack_bits`.
 
@@ -80,18 +83,41 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
         )
     if bits == 8:
         return packed.clone()
+    if bits in _SPREADS:
+        return _spread(packed, bits, count)
     blocks = -(-count // 8)
     source = torch.nn.functional.pad(packed, (0, blocks * bits - row_bytes)).reshape(-1, bits)
     words = torch.zeros(rows * blocks, dtype=torch.int64, device=packed.device)
     for start in range(0, words.numel(), _CHUNK_WORDS):
         word = words[start : start + _CHUNK_WORDS]
-        word.view(torch.uint8).view(-1, 8)[:, :bits] = source[start : start + _CHUNK_WORDS]
+        lanes = word.view(torch.uint8).view(-1, 8)
+        for lane in range(bits):
+            lanes[:, lane] = source[start : start + _CHUNK_WORDS, lane]
         for width in (4, 2, 1):
             low = _mask(width * bits, 16 * width)
-            high = (word >> (width * bits)) & low
-            word &= low
-            word |= high << (8 * width)
+            high = (word >> (width * bits)).bitwise_and_(low)
+            word.bitwise_and_(low).bitwise_or_(high.bitwise_left_shift_(8 * width))
     return words.view(torch.uint8).view(rows, 8 * blocks)[:, :count].contiguous()
+
+
+_SPREADS: dict[int, tuple[torch.dtype, tuple[tuple[int, int], ...]]] = {
+    2: (torch.int32, ((12, 0x000F000F), (6, 0x03030303))),
+    4: (torch.int16, ((4, 0x0F0F),)),
+}
+"""Bits whose codes fill a byte: the lanes that a byte becomes, and the shifts that part them."""
+
+
+def _spread(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Unpack codes that do not cross bytes, byte by byte."""
+    dtype, steps = _SPREADS[bits]
+    flat = packed.reshape(-1)
+    lanes = torch.empty(flat.numel(), dtype=dtype, device=packed.device)
+    step = _CHUNK_WORDS * bits
+    for start in range(0, flat.numel(), step):
+        lane = lanes[start : start + step].copy_(flat[start : start + step])
+        for shift, mask in steps:
+            lane.bitwise_or_(lane << shift).bitwise_and_(mask)
+    return lanes.view(torch.uint8).view(packed.shape[0], -1)[:, :count].contiguous()
 
 
 def _mask(ones: int, period: int) -> int:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from autocomp.cli.ls import KINDS
-from autocomp.core.registry import METHODS, SAMPLERS, SPACES
+from autocomp.core.registry import KERNELS, METHODS, SAMPLERS, SPACES
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,6 +35,16 @@ def test_samplers_are_the_registry_and_the_slow_one_says_so(run):
     assert list(rows) == list(SAMPLERS)
     assert "6 s" in rows["gp"]
     assert "budget" in rows["random"]
+
+
+def test_kernels_say_which_back_end_runs_and_why_others_do_not(run):
+    rows = json.loads(run("ls", "kernels", "--json").out)
+    assert list(dict.fromkeys(row["name"] for row in rows)) == list(KERNELS)
+    assert all(row["runs here"] == "yes" or row["runs here"][:4] == "no: " for row in rows)
+    assert all(row["runs here"] == "yes" for row in rows if row["backend"] == "reference")
+    (packed,) = (row for row in rows if row["backend"] == "int4pack")
+    assert packed["dtypes"] == "bfloat16"
+    assert "16 rows" in packed["takes"]
 
 
 def test_unknown_kind_exits_with_2(run):

@@ -19,6 +19,7 @@ def examples(request):
         contract.check_layout,
         contract.check_decoding,
         contract.check_operands,
+        contract.check_matmul,
         contract.check_description,
         contract.check_damage,
         contract.check_fake_quant,

@@ -30,9 +30,11 @@ def weight(token: str) -> CompressedWeight:
 def test_linear_is_the_dense_product(token: str, bias: bool) -> None:
     packed = weight(token)
     vector = torch.arange(48.0) if bias else None
-    module = site_linear(packed, vector, torch.float32)
     expected = functional.linear(INPUTS, packed.to_dense(), vector)
-    assert torch.equal(module(INPUTS), expected)
+    decoded = site_linear(packed, vector, torch.float32, "decoded")
+    assert torch.equal(decoded(INPUTS), expected)
+    module = site_linear(packed, vector, torch.float32)
+    torch.testing.assert_close(module(INPUTS), expected, rtol=1e-5, atol=1e-4)
     names = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     planned = {name: info.shape for name, info in packed.layout.tensors().items()}
     assert names == planned | ({"bias": (48,)} if bias else {})
@@ -89,7 +91,7 @@ def test_rounded_copy_is_what_a_dense_file_holds() -> None:
 
 
 def test_decoded_copy_is_kept_and_forgotten() -> None:
-    module = CompressedEmbedding(weight("rtn-w4g16"), torch.float32)
+    module = CompressedEmbedding(weight("rtn-w4g16"), torch.float32, memory="decoded")
     first = module.weight
     assert module.weight is first
     module.forget()

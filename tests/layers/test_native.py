@@ -58,7 +58,7 @@ def test_file_size_and_logits_equal_the_candidate(tiny_model: LoadedModel, tmp_p
         size = (tmp_path / "native" / WEIGHTS_FILE).stat().st_size
         assert size == weight_bytes(sketch, plan)
         candidate.apply(plan, lambda site, spec, held=weights: held[site].operands())
-        loaded = autocomp.load(tmp_path / "native", dtype=torch.float32)
+        loaded = autocomp.load(tmp_path / "native", dtype=torch.float32, memory="decoded")
         expected = model(TOKENS, use_cache=False).logits
         torch.testing.assert_close(
             loaded(TOKENS, use_cache=False).logits, expected, rtol=0, atol=0
@@ -134,7 +134,7 @@ def test_a_tied_head_keeps_its_bias(tiny_of: Callable, tmp_path: Path) -> None:
     weights = write(loaded, plan, tmp_path / "native")
     candidate = Candidate(model, sketch)
     candidate.apply(plan, lambda site, spec: weights[site].operands())
-    found = autocomp.load(tmp_path / "native", dtype=torch.float32)
+    found = autocomp.load(tmp_path / "native", dtype=torch.float32, memory="decoded")
     assert torch.equal(found(TOKENS).logits, model(TOKENS).logits)
 
 

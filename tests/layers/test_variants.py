@@ -63,7 +63,7 @@ def test_size_and_logits_equal_the_candidate(tiny_model, tmp_path):
         assert found.sites == loaded.sketch.sites
         assert found.rest == loaded.sketch.rest
         candidate.apply(plan, lambda site, spec, held=weights: held[site].operands())
-        again = autocomp.load(tmp_path / "native", dtype=torch.float32)
+        again = autocomp.load(tmp_path / "native", dtype=torch.float32, memory="decoded")
         with torch.no_grad():
             expected = loaded.model(TOKENS, use_cache=False).logits
             assert torch.equal(again(TOKENS, use_cache=False).logits, expected)
