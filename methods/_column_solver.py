@@ -10,6 +10,7 @@ Reference:
     Frantar and Alistarh 2023, SparseGPT, https://arxiv.org/abs/2301.00774
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -102,6 +103,21 @@ class ColumnFactor:
         return factor
 
 
+class GroupFit(NamedTuple):
+    """Grids that are taken of a group's weights when the solver reaches it, not in advance.
+
+    Args:
+        size: Consecutive inputs of a group.
+        bits: Bits a code.
+        fit: ``fit(values, columns)`` returns scale and zero point, each (out,) in the dtype of the
+            values, for the group's weights as changed so far, (out, size), and its inputs.
+    """
+
+    size: int
+    bits: int
+    fit: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+
 class Solved(NamedTuple):
     """What the solver returns.
 
@@ -138,7 +154,7 @@ def solve_columns(
     *,
     keep: Tensor | None = None,
     prune: MaskSpec | None = None,
-    grid: AffineGrid | None = None,
+    grid: AffineGrid | GroupFit | None = None,
     spare: Tensor | None = None,
     strip: int = STRIP,
 ) -> Solved:
@@ -155,7 +171,8 @@ def solve_columns(
         prune: A mask chosen on the way by the score ``w²/U_jj²`` of the weights compensated so
             far: with an exact count a strip over all rows, or N:M (which asks for the natural
             order).
-        grid: Static grids, all taken of the original weight; ``None`` leaves values unrounded.
+        grid: Static grids, all taken of the original weight; or how they are taken on the way,
+            which asks for the natural order; ``None`` leaves values unrounded.
         spare: (out, in) bool, weights that are rounded but lose nothing by it, since they are also
             stored apart; for rounded weights only.
         strip: Columns a strip; a multiple of ``prune.m``.
@@ -172,6 +189,9 @@ def solve_columns(
     if prune is not None and prune.m is not None:
         check_strip(prune, strip)
         chunk = prune.m
+    if isinstance(grid, GroupFit):
+        chunk = grid.size
+        strip = max(chunk, strip // chunk * chunk)
     for start in range(0, columns, strip):
         stop = min(start + strip, columns)
         if start:
@@ -184,6 +204,8 @@ def solve_columns(
                 value[low:high].addmm_(lower[low:high, start:low], error[start:low], alpha=-1)
             if prune is not None and prune.keep is not None:
                 work.prune(low, high, chunk - prune.keep, by_row=True)
+            if isinstance(grid, GroupFit):
+                work.fit(grid, low, high)
             for column in range(low, high):
                 if column > low:
                     work.values[column].addmv_(
@@ -202,7 +224,7 @@ class _Work:
         factor: ColumnFactor,
         keep: Tensor | None,
         prune: MaskSpec | None,
-        grid: AffineGrid | None,
+        grid: AffineGrid | GroupFit | None,
     ) -> None:
         self.factor = factor
         self.levels = 0 if grid is None else 2**grid.bits - 1
@@ -221,8 +243,12 @@ class _Work:
             return
         self.rounded = torch.empty_like(self.value)
         self.steps = self.rounded.unbind()
-        self.scale = grid.scale.T.to(weight.dtype).contiguous()
-        self.zero = grid.zero.T.to(weight.dtype).contiguous()
+        if isinstance(grid, GroupFit):
+            self.scale = weight.new_ones(weight.shape[1] // grid.size, weight.shape[0])
+            self.zero = torch.zeros_like(self.scale)
+        else:
+            self.scale = grid.scale.T.to(weight.dtype).contiguous()
+            self.zero = grid.zero.T.to(weight.dtype).contiguous()
         self.group = factor.order // (weight.shape[1] // len(self.scale))
         self.groups = self.group.tolist()
         self.grids = [self._sides(index) for index in range(len(self.scale))]
@@ -239,6 +265,12 @@ class _Work:
         self.spared = mask.T.index_select(0, self.factor.order).to(self.value.dtype).unbind()
         self.extra = torch.zeros_like(self.value)
         self.extras = self.extra.unbind()
+
+    def fit(self, grid: GroupFit, low: int, high: int) -> None:
+        """Take the grid of a group of its values as they are now."""
+        group = low // grid.size
+        self.scale[group], self.zero[group] = grid.fit(self.value[low:high].T, slice(low, high))
+        self.grids[group] = self._sides(group)
 
     def prune(self, low: int, high: int, count: int, by_row: bool = False) -> None:
         """Drop the ``count`` smallest scores of some columns, over all rows or of each row."""

@@ -9,7 +9,7 @@ Reference:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,8 +25,7 @@ from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
 SMALLEST_STEP = 2.0**-24  # the least positive float16
 
 
-@dataclass(frozen=True, slots=True)
-class Statistic:
+class Statistic(NamedTuple):
     """A number for each group of a row, rounded on a grid that a band of rows shares.
 
     ``value = low + step · code``, exact codes, float16 low and step.

@@ -124,14 +124,15 @@ def _divide(
 def _divide_rows(weight: CompressedWeight, divisor: Tensor) -> CompressedWeight | None:
     """Return a weight whose rows are divided, ``None`` where its format cannot hold that.
 
-    Of a matrix on a uniform grid only the scales change, which lie within one row each.
+    Of a matrix on a uniform grid only the scales change, which lie within one row each; where rows
+    share what their scales are stored by, they cannot.
     """
     dense = weight.to_dense()
     if isinstance(weight.layout, Dense):
         divided = weight.layout.pack(dense / divisor[:, None])
         return divided if bool(torch.isfinite(divided.tensors["weight"]).all()) else None
     leaf = weight.grid_leaf(dense)
-    if leaf is None or leaf.offset is not None:
+    if leaf is None or leaf.fixed or leaf.offset is not None:
         return None
     scale = leaf.scale / divisor[:, None]
     if not _is_close(scale.half(), scale):

@@ -118,19 +118,21 @@ class Owq(UniformMethod):
             PlanError: If the Hessian is missing or the group size does not divide the inputs.
             NumericalError: If H cannot be factorised.
         """
-        layout = self.layout(spec, (weight.shape[0], weight.shape[1]))
-        hessian = require(stats, "hessian", "owq", weight.shape[1])
+        shape = weight.shape[0], weight.shape[1]
+        layout, inner = self.layout(spec, shape), UniformMethod.layout(self, spec, shape)
+        hessian = require(stats, "hessian", "owq", shape[1])
         weak = weak_columns(weight, hessian, self.grid(weight, spec, stats), spec)
         grid = self.grid(weight.masked_fill(weak, 0.0), spec, stats)
         factor = ColumnFactor.of(hessian, act_order=True, last=weak)
         solved = solve_columns(weight, factor, grid=grid, spare=weak.expand_as(weight))
         assert solved.codes is not None
         if not isinstance(layout, Sum):
-            return layout.pack(solved.codes, grid.scale, grid.zero)
-        nothing = grid.zero.repeat_interleave(weight.shape[1] // grid.zero.shape[1], dim=1)
+            return inner.pack(solved.codes, grid.scale, grid.zero)
+        nothing = grid.zero.repeat_interleave(shape[1] // grid.zero.shape[1], dim=1)
         codes = torch.where(weak, nothing, solved.codes)
-        base = layout.base.pack(codes, grid.scale, grid.zero)
-        return layout.pack(base, layout.correction.pack(weak, solved.weight))
+        base = inner.pack(codes, grid.scale, grid.zero)
+        kept = Columns(shape, spec.columns(shape[1])).pack(weak, solved.weight)
+        return layout.pack(base, kept)
 
 
 def weak_columns(weight: Tensor, hessian: Tensor, grid: AffineGrid, spec: OwqSpec) -> Tensor:

@@ -16,7 +16,7 @@ from autocomp.formats.base import CompressedWeight
 from autocomp.formats.bilevel import SMALLEST_STEP, Bilevel, Statistic
 from autocomp.formats.outliers import Outliers
 from autocomp.formats.sum import Sum
-from autocomp.methods._column_solver import ColumnFactor, solve_columns
+from autocomp.methods._column_solver import ColumnFactor, GroupFit, Solved, solve_columns
 from autocomp.methods._masks import drop_smallest, removed
 from autocomp.methods._uniform import AffineGrid
 
@@ -89,10 +89,11 @@ class Spqr:
     the group's grid is taken of the others and this weight's error is 0. A quarter of them is
     chosen at a time, so that what hides behind a larger outlier is found.
 
-    The official code compares gains with a threshold, on the weights as changed by feedback, so
-    that the count follows from the weight; it takes columns in act-order, which ``actorder`` in
-    the input slot gives. Zero lies in every range here, since one far zero point would spoil those
-    of 16 rows.
+    Where the inputs come in act-order (``actorder`` in the input slot, as in the official code),
+    the grids of a group are taken of its weights as feedback has changed them; elsewhere of the
+    original ones, and the columns alone are visited in act-order. The official code compares gains
+    with a threshold, so that the count follows from the weights. Zero lies in every range here,
+    since one far zero point would spoil those of 16 rows.
 
     Reference:
         Dettmers et al. 2023, SpQR, https://arxiv.org/abs/2306.03078
@@ -113,14 +114,13 @@ class Spqr:
         Raises:
             PlanError: If the group size does not divide the inputs.
         """
-        base = Bilevel(shape, spec.bits, spec.group_size, STATISTIC_BITS, BAND)
-        count = removed(shape[0] * shape[1], spec.outliers)
-        return Sum(shape, base, Outliers(shape, count)) if count else base
+        base, outliers = _parts(spec, shape)
+        return Sum(shape, base, outliers) if outliers.count else base
 
     def grid(self, weight: Tensor, spec: SpqrSpec, stats: Stats | None = None) -> AffineGrid:
         """Return the grids that span the groups, their statistics rounded."""
         keep = torch.ones_like(weight, dtype=torch.bool)
-        return _rounded(_spanned(weight, keep, spec), STATISTIC_BITS)[0]
+        return _rounded(_spanned(weight, keep, spec))[0]
 
     def compress(
         self, weight: Tensor, spec: SpqrSpec, stats: Stats | None, dtype: str
@@ -131,17 +131,26 @@ class Spqr:
             PlanError: If the Hessian is missing or the group size does not divide the inputs.
             NumericalError: If H cannot be factorised.
         """
-        layout = self.layout(spec, (weight.shape[0], weight.shape[1]))
-        factor = ColumnFactor.shared(stats, True, "spqr", weight.shape[1])
+        shape = weight.shape[0], weight.shape[1]
+        layout, (inner, outliers) = self.layout(spec, shape), _parts(spec, shape)
+        factor = ColumnFactor.shared(stats, True, "spqr", shape[1])
         apart = outlier_mask(weight, factor, spec)
-        grid, (scale, zero) = _rounded(_spanned(weight, ~apart, spec), STATISTIC_BITS)
-        solved = solve_columns(weight, factor, grid=grid, spare=apart)
+        if bool((factor.order.diff() == 1).all()):
+            solved, scale, zero = _fitted_on_the_way(weight, factor, apart, spec)
+        else:
+            grid, (scale, zero) = _rounded(_spanned(weight, ~apart, spec))
+            solved = solve_columns(weight, factor, grid=grid, spare=apart)
         assert solved.codes is not None
+        base = inner.pack(solved.codes, scale, zero)
         if not isinstance(layout, Sum):
-            return layout.pack(solved.codes, scale, zero)
-        base = layout.base.pack(solved.codes, scale, zero)
-        rest = layout.correction.pack(apart, solved.weight - base.to_dense())
-        return layout.pack(base, rest)
+            return base
+        return layout.pack(base, outliers.pack(apart, solved.weight - base.to_dense()))
+
+
+def _parts(spec: SpqrSpec, shape: tuple[int, int]) -> tuple[Bilevel, Outliers]:
+    """Return the layouts of the codes and of what is kept beside them."""
+    base = Bilevel(shape, spec.bits, spec.group_size, STATISTIC_BITS, BAND)
+    return base, Outliers(shape, removed(shape[0] * shape[1], spec.outliers))
 
 
 def outlier_mask(weight: Tensor, factor: ColumnFactor, spec: SpqrSpec) -> Tensor:
@@ -189,8 +198,28 @@ def _spanned(weight: Tensor, keep: Tensor, spec: SpqrSpec) -> AffineGrid:
     return AffineGrid(scale, -low / scale, spec.bits)
 
 
-def _rounded(grid: AffineGrid, bits: int) -> tuple[AffineGrid, tuple[Statistic, Statistic]]:
+def _rounded(grid: AffineGrid) -> tuple[AffineGrid, tuple[Statistic, Statistic]]:
     """Return grids as their statistics are stored, and these."""
-    scale, zero = (Statistic.fit(side, bits, BAND) for side in (grid.scale, grid.zero))
+    scale, zero = (Statistic.fit(side, STATISTIC_BITS, BAND) for side in (grid.scale, grid.zero))
     size = scale.values(BAND).clamp_min_(SMALLEST_STEP)
     return AffineGrid(size, zero.values(BAND), grid.bits), (scale, zero)
+
+
+def _fitted_on_the_way(
+    weight: Tensor, factor: ColumnFactor, apart: Tensor, spec: SpqrSpec
+) -> tuple[Solved, Statistic, Statistic]:
+    """Solve with grids of the weights as feedback has changed them; the order is the natural."""
+    found: list[tuple[Statistic, Statistic]] = []
+
+    def fit(values: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+        grid, sides = _rounded(_spanned(values, ~apart[:, columns], spec))
+        found.append(sides)
+        return grid.scale[:, 0], grid.zero[:, 0]
+
+    grid = GroupFit(spec.group_size, spec.bits, fit)
+    solved = solve_columns(weight, factor, grid=grid, spare=apart)
+    scale, zero = (
+        Statistic(*(torch.cat(parts, dim=1) for parts in zip(*side, strict=True)))
+        for side in zip(*found, strict=True)
+    )
+    return solved, scale, zero
