@@ -129,7 +129,8 @@ def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
     if spec.factor is not None:
         return 30 * min(rows, columns) ** 3 / speed.single
     if Needs.SENSITIVITY in needs:
-        steps = rows * columns * math.log2(columns + 1) * 2**spec.quantizer.bits
+        clusters = 1 << int(spec.quantizer.bits)
+        steps = rows * columns * math.log2(columns + 1) * clusters
         return CLUSTER_OPERATIONS * steps / speed.single
     if Needs.HESSIAN in needs:
         return (
