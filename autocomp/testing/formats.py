@@ -16,14 +16,12 @@ from torch import Generator, Tensor
 from autocomp.core.errors import StoreError, UnsupportedError
 from autocomp.core.registry import FORMATS
 from autocomp.formats.base import CompressedWeight, format_from_json, tensor_info
-from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bitmask import Bitmask
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.io import file_nbytes, load, save
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.nm import NM
-from autocomp.formats.outliers import Outliers
 from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Permutation, Rotation, RoundInput, Scale, Step
 from autocomp.formats.sum import Sum
@@ -295,21 +293,6 @@ def _uniform(generator: Generator) -> Iterator[Example]:
             yield Example(layout.pack(codes, scale, None if grid.symmetric else zero), dense)
 
 
-def _bilevel(generator: Generator) -> Iterator[Example]:
-    """Scales and zero points whose grids are powers of two, so that decoding them is exact."""
-    for shape, bits, size, coarse, band in (((7, 24), 3, 8, 3, 4), ((16, 48), 4, 6, 2, 16)):
-        layout, sides, values = Bilevel(shape, bits, size, coarse, band), [], []
-        for low, step in ((0.25, 0.125), (0.0, 2.0 ** (bits - coarse))):
-            codes = torch.randint(
-                0, 1 << coarse, (shape[0], shape[1] // size), generator=generator
-            )
-            grid = torch.ones((-(-shape[0] // band), codes.shape[1]), dtype=torch.float16)
-            sides.append(Statistic(codes.to(torch.uint8), low * grid, step * grid))
-            values.append((low + step * codes).repeat_interleave(size, dim=1))
-        codes = torch.randint(0, 1 << bits, shape, generator=generator)
-        yield Example(layout.pack(codes, *sides), values[0] * (codes - values[1]))
-
-
 def _masked(
     layout: Bitmask | NM, mask: Tensor, shape: tuple[int, int], generator: Generator
 ) -> Example:
@@ -392,29 +375,19 @@ def _sum(generator: Generator) -> Iterator[Example]:
     grid, shape = Grid(3, 8), (16, 48)
     codes, scale, zero, dense = _on_grid(grid, shape, generator)
     base = Uniform(shape, grid.bits, grid.group_size).pack(codes, scale, zero)
-    for part in (*_outliers(generator), *_factors(generator)):
+    outliers = (Example(*pair) for pair in NONUNIFORM["outliers"](generator))
+    for part in (*outliers, *_factors(generator)):
         if part.weight.layout.shape == shape:
             added = Sum(shape, base.layout, part.weight.layout)
             yield Example(added.pack(base, part.weight), dense + part.dense)
 
 
-def _outliers(generator: Generator) -> Iterator[Example]:
-    for shape in SHAPES:
-        for share in (0.2, 1.0):
-            mask = torch.rand(shape, generator=generator) < share
-            dense = _normal(shape, generator)
-            layout = Outliers(shape, int(mask.sum()))
-            yield Example(layout.pack(mask, dense), torch.where(mask, dense, 0.0))
-
-
 _MAKERS: dict[str, Callable[[Generator], Iterator[Example]]] = {
     "dense": _dense,
     "uniform": _uniform,
-    "bilevel": _bilevel,
     "bitmask": _bitmask,
     "nm": _nm,
     "factors": _factors,
     "prepared": _prepared,
     "sum": _sum,
-    "outliers": _outliers,
 }

@@ -1,4 +1,4 @@
-"""Examples of the formats beyond integer grids, for the format contract.
+"""Examples of the formats beyond one uniform grid a weight, for the format contract.
 
 Each maker yields weights with what they must decode to, worked out without the format's own code.
 Numbers are small multiples of powers of two where sums have to be exact.
@@ -12,11 +12,13 @@ from torch import Generator, Tensor
 from autocomp.formats.affine import Affine
 from autocomp.formats.base import CompressedWeight
 from autocomp.formats.bcq import Bcq
+from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bypass import Bypass
 from autocomp.formats.codebook import Codebook
 from autocomp.formats.columns import Columns
 from autocomp.formats.midrise import Midrise
 from autocomp.formats.normal_float import NormalFloat
+from autocomp.formats.outliers import Outliers
 from autocomp.kernels.bits import unpack_bits
 
 SHAPES = ((7, 24), (1, 24), (16, 48))
@@ -109,9 +111,35 @@ def _bypass(generator: Generator) -> Pairs:
         yield Bypass(shape).pack(), torch.zeros(shape)
 
 
+def _bilevel(generator: Generator) -> Pairs:
+    """Scales and zero points whose grids are powers of two, so that decoding them is exact."""
+    for shape, bits, size, coarse, band in (((7, 24), 3, 8, 3, 4), ((16, 48), 4, 6, 2, 16)):
+        layout, sides, values = Bilevel(shape, bits, size, coarse, band), [], []
+        for low, step in ((0.25, 0.125), (0.0, 2.0 ** (bits - coarse))):
+            codes = torch.randint(
+                0, 1 << coarse, (shape[0], shape[1] // size), generator=generator
+            )
+            grid = torch.ones((-(-shape[0] // band), codes.shape[1]), dtype=torch.float16)
+            sides.append(Statistic(codes.to(torch.uint8), low * grid, step * grid))
+            values.append((low + step * codes).repeat_interleave(size, dim=1))
+        codes = torch.randint(0, 1 << bits, shape, generator=generator)
+        yield layout.pack(codes, *sides), values[0] * (codes - values[1])
+
+
+def _outliers(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for share in (0.2, 1.0):
+            mask = torch.rand(shape, generator=generator) < share
+            dense = torch.randint(-128, 128, shape, generator=generator).float() / 64
+            layout = Outliers(shape, int(mask.sum()))
+            yield layout.pack(mask, dense), torch.where(mask, dense, 0.0)
+
+
 MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "codebook": _codebook,
     "bcq": _bcq,
+    "bilevel": _bilevel,
+    "outliers": _outliers,
     "affine": _affine,
     "midrise": _midrise,
     "columns": _columns,
