@@ -134,9 +134,15 @@ class Bcq(Format):
         return self.levels(tensors).gather(2, grouped).view(self.shape)
 
     def nearest(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the codes (out, in) int64 of the nearest sums of the stored scales."""
+        """Return the codes (out, in) int64 of the nearest sums of the stored scales.
+
+        Several codes may mean one sum; the stored code stays where it means the nearest.
+        """
         levels = self.levels(tensors).flatten(0, 1)
-        return nearest_level(weight.detach().reshape(len(levels), -1), levels).view(self.shape)
+        found = nearest_level(weight.detach().reshape(len(levels), -1), levels).view(self.shape)
+        stored = self.codes(tensors)
+        same = self._decode(found, tensors) == self._decode(stored, tensors)
+        return torch.where(same, stored, found)
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Take the nearest sums of the stored scales."""
