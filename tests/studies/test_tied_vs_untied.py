@@ -53,13 +53,13 @@ def test_all_plans_hold_the_budget_and_tied_ones_the_tie(
     assert "| 3.5 | corrected | projection |" in capsys.readouterr().out
 
 
-def test_a_tied_plan_is_its_own_projection(study, trained_llama_path):
+def test_a_tied_plan_is_its_own_projection(study, tmp_path, trained_llama_path):
     """And the budget between two uniform plans is what both take, by the share of each."""
     asked = argparse.Namespace(
         model=str(trained_llama_path), corpus="pydoc", device="cpu", window=64, tokens=512,
         calibration=512, group=64,
     )  # fmt: skip
-    bench = study.Bench(asked, 0, Silent())
+    bench = study.Bench(asked, 0, study.shuffled("pydoc", 0, tmp_path), Silent())
     budget = bench.budget(3.5)
     assert budget == pytest.approx((bench.budget(3.0) + bench.budget(4.0)) / 2, abs=1)
     free, tied = bench.context(False, budget), bench.context(True, budget)

@@ -49,7 +49,7 @@ from autocomp.search.samplers._linear import (
 from autocomp.search.samplers._moves import changes, crossed, mutant, step
 from autocomp.search.samplers.outlook import Outlook, best_within, correction_of, outlook
 
-ATTEMPTS, BUDGET_ATTEMPTS = 24, 12
+ATTEMPTS, BUDGET_ATTEMPTS = 24, 6
 STEP_SIZES = (6, 12, 24, 48)
 MUTANTS = 24
 HALVINGS = 4
