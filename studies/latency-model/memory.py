@@ -43,22 +43,24 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def child(folder: str, context: int, batch: int) -> None:
+def child(folder: str, context: int, batch: int, dtype: str) -> None:
     """Load and run a native folder; print by how many bytes the memory rose."""
-    warm = torch.randn(64, 64) @ torch.randn(64, 64)
+    number = torch_dtype(dtype)
+    warm = torch.randn(64, 64, dtype=number) @ torch.randn(64, 64, dtype=number)
     torch.nn.functional.scaled_dot_product_attention(*(warm[None, None],) * 3)
     reset_peak()
     before = resident_bytes("VmRSS")
-    model = load_native(folder)
-    loaded = resident_bytes("VmRSS")
+    model = load_native(folder, dtype=number)
+    loaded, loading = resident_bytes("VmRSS"), resident_bytes("VmHWM")
+    reset_peak()
     work = Workload(context, batch, "this")
     with torch.no_grad():
         step(model, work, "prefill")()
         decode = step(model, work, "decode", repeats=DECODED)
         for _ in range(DECODED):
             decode()
-    risen = {"loaded": loaded - before, "peak": resident_bytes("VmHWM") - before}
-    print(json.dumps(risen))
+    found = {"loaded": loaded, "loading": loading, "peak": resident_bytes("VmHWM")}
+    print(json.dumps({name: size - before for name, size in found.items()}))
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         with bench.folder(plan) as folder:
             command = [sys.executable, __file__, "--child", str(folder)]
             command += ["--context", str(asked.context), "--batch", str(asked.batch)]
+            command += ["--dtype", asked.dtype]
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
         risen = json.loads(answer.stdout.splitlines()[-1])
         predicted = peak_memory_bytes(sketch, plan, **work)
@@ -84,13 +87,19 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                 "weights_bytes": sum(i.nbytes for i in native_infos(sketch, plan).values()),
                 "cache_bytes": plan_cache_bytes(sketch, plan, **work),
                 "activations_bytes": activation_bytes(sketch, **work),
+                "loading_peak_rss_bytes": risen["loading"],
                 "loaded_rss_bytes": risen["loaded"],
                 "peak_rss_bytes": risen["peak"],
                 "error": predicted / risen["peak"] - 1,
             }
         )
     return {
-        "settings": {"model": asked.model, "bytes_a_number": size, **work},
+        "settings": {
+            "model": asked.model,
+            "dtype": asked.dtype,
+            "predicted_bytes_a_number": size,
+            **work,
+        },
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
         "rows": rows,
@@ -104,12 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="tokens, with commas")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--dtype", default="bfloat16", help="of inputs; predictions take 2 bytes")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     out = Path(__file__).parent / "results" / "memory.json"
     parser.add_argument("--out", type=Path, default=out)
     asked = parser.parse_args(arguments)
     if asked.child is not None:
-        child(asked.child, asked.context, asked.batch)
+        child(asked.child, asked.context, asked.batch, asked.dtype)
         return
     found = measure(asked)
     print("| linears and tables | predicted MB | measured MB | error |")
