@@ -61,7 +61,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 @operation
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Unpack codes; the inverse of :func:`pack_bits`.
+    """Unpack codes; the inverse of ``pack_bits``.
 
     Args:
         packed: (rows, ceil(count·bits/8)) uint8.
