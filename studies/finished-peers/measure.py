@@ -84,7 +84,6 @@ def ours(bench: Workbench, plan: Plan, listener: Any) -> Mapping[str, Any]:
 
 def peer(bench: Workbench, path: Path) -> Mapping[str, Any]:
     """Return what the weights give that a peer wrote, in our model."""
-    bench.candidate.restore()
     linears = [site.name for site in bench.sketch.sites if site.kind == "linear"]
     kept = {name: bench.weight(name) for name in linears}
     with safe_open(path, "pt") as file:
@@ -115,6 +114,7 @@ def run(asked: argparse.Namespace, bench: Workbench, listener: Any) -> None:
         "calibration",
     )
     bench.__dict__["calibration"] = given  # the same windows as the peers', cut as theirs are
+    _ = bench.heldout_meter  # made while the model is the base
 
     def keep(name: str, row: Mapping[str, Any]) -> None:
         rows[name] = {"kl_nats": float(np.mean(row["kl"])), **row}
