@@ -23,7 +23,7 @@ def script():
 
 
 def test_table_plot_and_record(script, tmp_path, monkeypatch, capsys):
-    """The default finds better plans than random within 20 trials, on average over 4 seeds."""
+    """The default finds better plans than random within 20 trials, on average over 12 seeds."""
     model = ToyModel(blocks=2)
     told = run_sampler(SAMPLERS["auto"], model, 24)
     study = SimpleNamespace(fingerprint={"model": "/somewhere/toy"}, metric="kl_nats")
@@ -32,7 +32,7 @@ def test_table_plot_and_record(script, tmp_path, monkeypatch, capsys):
         script.Replay, "of", lambda study, seed: Replay(model.contexts, told, (2, UNITS), seed)
     )
     out = tmp_path / "new" / "found.json"
-    settings = ["--samplers", "random", "auto", "--seeds", "4", "--trials", "20"]
+    settings = ["--samplers", "random", "auto", "--seeds", "12", "--trials", "20"]
     script.main(["toy", *settings, "--at", "5", "20", "99", "--out", str(out)])
     record = json.loads(out.read_text(encoding="utf-8"))
     assert record["settings"]["study"] == {"model": "toy"}
@@ -42,10 +42,10 @@ def test_table_plot_and_record(script, tmp_path, monkeypatch, capsys):
     reference, random = ({c["trials"]: c for c in row["at"]} for row in record["rows"])
     assert set(reference) == {5, 20}
     assert (reference[20]["ratio"], reference[20]["high"]) == (1.0, 1.0)
-    assert random[20]["ratio"] > 1.5, "random is worse than the default on average"
+    assert random[20]["low"] > 1.5, "the interval of the ratio to the default is above 1"
     assert random[20]["ratio"] == pytest.approx(random[20]["loss"] / reference[20]["loss"])
     assert reference[20]["loss"] <= reference[5]["loss"]
-    assert len(record["searches"]) == 8
+    assert len(record["searches"]) == 24
     assert {"optuna", "numpy", "python"} <= set(record["versions"])
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2
