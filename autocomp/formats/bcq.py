@@ -136,10 +136,12 @@ class Bcq(Format):
     def nearest(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the codes (out, in) int64 of the nearest sums of the stored scales.
 
-        Several codes may mean one sum; the stored code stays where it means the nearest.
+        Several codes may mean one sum; a stored code stays where it means the nearest.
         """
         levels = self.levels(tensors).flatten(0, 1)
         found = nearest_level(weight.detach().reshape(len(levels), -1), levels).view(self.shape)
+        if "codes" not in tensors:
+            return found
         stored = self.codes(tensors)
         same = self._decode(found, tensors) == self._decode(stored, tensors)
         return torch.where(same, stored, found)
