@@ -43,9 +43,9 @@ class ESparseSpec(MaskSpec):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the spec of a token."""
-        plain, _, alpha = text.partition("-a")
+        plain, option, alpha = text.partition("-a")
         found = super(ESparseSpec, cls).parse(plain)
-        if not alpha:
+        if not option:
             return found
         if not re.fullmatch(r"\d+(\.\d+)?", alpha):
             raise PlanError(f"cannot read {text!r}: α is a number, such as esparse-2:4-a0.5.")

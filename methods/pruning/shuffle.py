@@ -60,9 +60,9 @@ class Shuffle:
     mask keeps. First, *globally*, inputs are sorted by their mean score and dealt like cards: of
     G patterns number g gets the ranks g, g + G, g + 2G, …, so that the best inputs do not share
     one. Then, within *blocks* of patterns, one place of every pattern at a time is emptied and
-    filled again by the assignment of its inputs to patterns that retains most, up to three sweeps
-    over all places or until nothing is gained: with t the ``keep``-th largest score among the
-    others of a pattern in a row, an input of score c adds ``max(0, c − t)`` there.
+    filled again by the assignment of its inputs to patterns that retains most, in three sweeps
+    over all places, between which pattern g turns by g places: with t the ``keep``-th largest
+    score among the others of a pattern in a row, an input of score c adds ``max(0, c − t)``.
 
     The paper has no public code and leaves open how its local step exchanges channels. The order
     is stored, two bytes an input, whatever the mask, and it is each linear's own.
@@ -179,9 +179,10 @@ def exchange(patterns: Sequence[Pattern], inputs: Tensor) -> Tensor:
         inputs: (patterns, m) int64, the inputs of each pattern of a block.
     """
     found = inputs.clone()
-    places = found.shape[1]
+    size, places = found.shape
+    turned = (torch.arange(places) + torch.arange(size)[:, None]).remainder(places)
+    turned = turned.to(found.device)
     for _ in range(SWEEPS):
-        gained = False
         for place in range(places):
             others = found[:, torch.arange(places) != place]
             members = found[:, place]
@@ -191,7 +192,5 @@ def exchange(patterns: Sequence[Pattern], inputs: Tensor) -> Tensor:
             new = gains.gather(1, picked[:, None]).sum()
             if bool(new > gains.diagonal().sum() * (1 + 1e-9)):
                 found[:, place] = members[picked.to(members.device)]
-                gained = True
-        if not gained:
-            break
+        found = found.gather(1, turned)
     return found
