@@ -12,6 +12,7 @@ from autocomp.cli.options import Output
 from autocomp.config import presets
 from autocomp.core.errors import ConfigError
 from autocomp.core.registry import (
+    ALLOCATIONS,
     FORMATS,
     KERNELS,
     METHODS,
@@ -30,6 +31,7 @@ REGISTRIES = {
     "formats": FORMATS,
     "scores": SCORES,
     "samplers": SAMPLERS,
+    "allocations": ALLOCATIONS,
 }
 MODELS = (
     {"name": "smollm2-135m", "summary": "embedded reference model, offline once installed"},
