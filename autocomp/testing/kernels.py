@@ -16,7 +16,7 @@ from autocomp.core.registry import KERNELS
 from autocomp.core.spec import BITS
 from autocomp.kernels._op import REFERENCE, Backend, Operation
 from autocomp.kernels.bits import pack_bits
-from autocomp.kernels.int4_tile_matmul import lacks_tiles, to_tiles
+from autocomp.kernels.int4_tile_matmul import lacks_tiles, to_offset, to_tiles
 
 SHAPES = ((64, 64), (1, 128), (40, 100), (123, 123))
 ROWS = (1, 5, 17)
@@ -180,8 +180,8 @@ def _tiles(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
             codes, scale, zero = _grid(shape, 4, shape[1] // size, symmetric, generator)
             for rows in ROWS:
                 inputs = _inputs(rows, shape[1], dtype, generator)
-                tiles, pairs = to_tiles(codes, scale, zero)
-                yield Case((inputs, tiles, pairs, zero), _size(inputs, scale, 4))
+                offset = None if zero is None else to_offset(zero, scale.shape[1])
+                yield Case((inputs, to_tiles(codes), scale, offset), _size(inputs, scale, 4))
 
 
 def _int8(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
