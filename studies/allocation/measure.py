@@ -1,12 +1,12 @@
 """Who should give up how many weights, and is a mask worth it, at equal bytes?
 
 ``python studies/allocation/measure.py MODEL --corpus TEXT`` takes, for every row, the bytes of one
-uniform mask and fills them in other ways: with the allocations of OWL and SAMSP, with the knapsack
-over the score alone, and in the first two rows with a search; then with the controls that know no mask, all bits and
-dropped sub-blocks, and with everything at once. All plans are measured on held-out text. Rows are
-2:4 and 50 % on 4-bit codes, and 50 to 70 % of weights in the model's own dtype. A seed deals the
-documents of the text anew to its parts and draws the labels. It prints a table, and writes results
-and a plot.
+uniform mask and fills them in other ways: with the allocations of OWL and SAMSP, and with the
+knapsack over the score alone; then with the controls that know no mask, all bits and dropped
+sub-blocks, and with everything at once. Rows are 2:4 and 50 % on 4-bit codes, where masks, bits
+and everything are searched too, and 50 to 70 % of weights in the model's own dtype. All plans are
+measured on held-out text. A seed deals the documents of the text anew to its parts and draws the
+labels. It prints a table, and writes results and a plot.
 """
 
 import argparse
