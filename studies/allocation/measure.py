@@ -31,10 +31,16 @@ from autocomp.core.progress import Progress
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.data.deal import dealt
 from autocomp.evaluate.intervals import paired
-from autocomp.evaluate.record import hardware, versions
 from autocomp.search.allocate import allocated, share_kept
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
+from autocomp.search.experiment import (
+    described,
+    heldout_losses,
+    results_path,
+    shared_settings,
+    write_results,
+)
 from autocomp.search.knapsack import Solution, solve
 from autocomp.search.run import Search
 from autocomp.search.scoring import score_options
@@ -97,12 +103,7 @@ def bits(group: int) -> tuple[str, ...]:
 def settings(asked: argparse.Namespace, seed: int, corpus: Path) -> dict[str, Any]:
     """Return the settings that all of a seed share."""
     return {
-        "model": asked.model,
-        "seed": seed,
-        "data.corpus": str(corpus),
-        "data.calibration": "corpus",
-        "data.window": asked.window,
-        "data.calibration_tokens": asked.calibration,
+        **shared_settings(asked, seed, corpus),
         "data.rungs": [asked.tokens // 4, asked.tokens],
         "data.heldout_tokens": asked.tokens,
         "space.embedding": ["dense"],
@@ -158,11 +159,7 @@ class Bench:
     def losses(self, plan: Plan) -> list[float]:
         """Return the KL of every held-out window, nats a token."""
         if plan.digest not in self._losses:
-            meter, work = self.work.heldout_meter, self.work
-            work.candidate.apply(plan, work.operands)
-            windows, head = range(len(meter.reference.windows)), work.head_token(plan.layers)
-            found = meter.measure(work.model, windows, head_token=head)
-            self._losses[plan.digest] = list(found.kl_nats)
+            self._losses[plan.digest] = heldout_losses(self.work, plan)
         return self._losses[plan.digest]
 
     def searched(self, tokens: Sequence[str], budget: int, *, bypass: bool) -> Plan | None:
@@ -323,11 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     quiet_libraries()
     torch.set_num_threads(1)
-    model = Path(asked.model).name
-    out = asked.out or RESULTS / f"{model}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    told = {key: value for key, value in vars(asked).items() if key not in ("out", "seeds")}
-    told |= {"model": model, "corpus": Path(asked.corpus).name}
+    out, told = results_path(asked, RESULTS), described(asked, "seeds")
     found: list[dict[str, Any]] = []
     if out.exists() and (kept := json.loads(out.read_text(encoding="utf-8"))):
         found = kept["seeds"] if kept["settings"] == told else []
@@ -336,14 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if seed in (one["seed"] for one in found):
                 continue
             found.append(measure(asked, seed, listener))
-            result = {
-                "settings": told,
-                "hardware": hardware(torch.device("cpu")),
-                "versions": versions(),
-                "summary": summary(found),
-                "seeds": found,
-            }
-            out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            write_results(out, told, {"summary": summary(found), "seeds": found})
     result = json.loads(out.read_text(encoding="utf-8"))
     draw(result, out.with_suffix(".png"))
     print_table(result)

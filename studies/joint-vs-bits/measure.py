@@ -9,7 +9,6 @@ prints a table, and writes results and a plot.
 """
 
 import argparse
-import json
 import math
 import tempfile
 from collections import Counter
@@ -26,31 +25,25 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.config import load_config
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.seeds import SeedTree
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE
-from autocomp.data.corpus import SPLITS, load_corpus
+from autocomp.data.deal import dealt
 from autocomp.evaluate.intervals import paired
-from autocomp.evaluate.record import hardware, versions
 from autocomp.models import sketch_of
 from autocomp.search.context import option_kind
+from autocomp.search.experiment import (
+    described,
+    heldout_losses,
+    results_path,
+    shared_settings,
+    write_results,
+)
 from autocomp.search.records import TrialRecord
 from autocomp.search.run import Search
 
 RESULTS = Path(__file__).parent / "results"
 SPACES = ("joint", "bits")
 KINDS = {"sparse": "C1", "low-rank": "C2", "bypassed": "C3", "quantized": "C0", "dense": "C7"}
-
-
-def shuffled(corpus: str, seed: int, folder: Path) -> Path:
-    """Write a text with its documents in an order of the seed, which deals them to other parts."""
-    text = load_corpus(corpus)
-    documents = [document for split in SPLITS for document in text.documents(split)]
-    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
-    path = folder / f"{Path(corpus).stem}.jsonl"
-    lines = (json.dumps({"text": documents[index]}) for index in order)
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
 
 
 def shares(sketch: Sketch, plan: Plan) -> dict[str, float]:
@@ -74,12 +67,7 @@ def searched(
 ) -> list[dict[str, Any]]:
     """Search a space, and return the best plan within each budget, measured on held-out text."""
     settings = {
-        "model": asked.model,
-        "seed": seed,
-        "data.corpus": str(corpus),
-        "data.calibration": "corpus",
-        "data.window": asked.window,
-        "data.calibration_tokens": asked.calibration,
+        **shared_settings(asked, seed, corpus),
         "data.rungs": [asked.tokens // 4, asked.tokens],
         "data.heldout_tokens": asked.tokens,
         "space.name": space,
@@ -101,11 +89,7 @@ def searched(
             if found is None:
                 continue
             if found.digest not in measured:
-                bench.candidate.apply(found.plan, bench.operands)
-                meter, head = bench.heldout_meter, bench.head_token(found.plan.layers)
-                windows = range(len(meter.reference.windows))
-                scores = meter.measure(bench.model, windows, head_token=head)
-                measured[found.digest] = list(scores.kl_nats)
+                measured[found.digest] = heldout_losses(bench, found.plan)
             rows.append(
                 {
                     "seed": seed,
@@ -200,11 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     quiet_libraries()
     torch.set_num_threads(1)
-    model = Path(asked.model).name
-    out = asked.out or RESULTS / f"{model}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(asked).items() if key != "out"}
-    settings |= {"model": model, "corpus": Path(asked.corpus).name}
+    out, settings = results_path(asked, RESULTS), described(asked)
     parameters = sum(math.prod(site.shape) for site in sketch_of(asked.model).weights())
     budgets = [
         int(bits * parameters / 8) for bits in np.geomspace(asked.high, asked.low, asked.budgets)
@@ -213,18 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                corpus = shuffled(asked.corpus, seed, Path(folder))
+                corpus = dealt(asked.corpus, seed, Path(folder))
                 for space in SPACES:
                     rows += searched(asked, seed, space, corpus, budgets, listener)
-            result = {
-                "settings": settings,
-                "hardware": hardware(torch.device("cpu")),
-                "versions": versions(),
-                "parameters": parameters,
-                "summary": summary(rows, parameters),
-                "rows": rows,
-            }
-            out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            found = {"summary": summary(rows, parameters), "rows": rows}
+            result = write_results(out, settings, {"parameters": parameters, **found})
     draw(result, out.with_suffix(".png"))
     print("| bits a parameter | joint | bits | ratio (95 %) | " + " | ".join(KINDS) + " |")
     print("|---" * (4 + len(KINDS)) + "|")
