@@ -54,7 +54,7 @@ def ls(
     kind: Annotated[str, Argument(help=", ".join(KINDS))],
     output: Output,
 ) -> None:
-    """List methods, spaces, kernels, formats, scores, samplers, devices, models, data, presets.
+    """List what there is to choose from: methods, spaces, samplers and all other tables.
 
     - `autocomp ls methods`
     - `autocomp ls spaces --json`

@@ -21,7 +21,7 @@ from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
 from autocomp.search.allocations.base import AllocatedSite, Allocation, parse_allocation
 from autocomp.search.correction import fit
-from autocomp.search.problem import Ints, Problem, Solution
+from autocomp.search.problem import Floats, Ints, Problem, Solution
 
 if TYPE_CHECKING:
     from autocomp.search.context import SearchContext
@@ -140,32 +140,64 @@ def _plans(
         budget: Largest cost.
     """
     sketch, lists = context.space.sketch, context.space.lists
-    rows = {group.name: row for row, group in enumerate(problem.groups)}
+    scores = {group.name: group.score for group in problem.groups}
     ends = list(product(context.shared_tokens("cache"), context.shared_tokens("ends")))
     for ladder in ladders(sketch, lists, allocation.slot):
         sites = [
-            _site(sketch, name, signals, shares, problem.groups[rows[name]].score)
+            _site(sketch, name, signals, shares, scores[name])
             for name, shares in ladder.options.items()
         ]
         for cache, end in ends:
             outer = _outer(context, problem, {"cache": cache, "ends": end})
+            found = _Filling(problem, allocation, ladder, sites, outer).fullest(budget)
+            if found is not None:
+                yield found
 
-            def plan(target: float, ladder=ladder, sites=sites, outer=outer) -> Solution:
-                choice = outer.copy()
-                for name, share in allocation.profile(sites, target).items():
-                    choice[rows[name]] = ladder.nearest(name, share)
-                return problem.solution(choice, np.zeros(len(problem.bypasses), dtype=bool))
 
-            low, high, best = ladder.least, 1.0, plan(ladder.least)
-            if not problem.holds(best, budget) or problem.holds(plan(high), budget):
-                continue
-            for _ in range(HALVINGS):
-                middle = (low + high) / 2
-                if problem.holds(found := plan(middle), budget):
-                    low, best = middle, found
-                else:
-                    high = middle
-            yield best
+@dataclass(frozen=True)
+class _Filling:
+    """Plans of one ladder and of one choice of the ends, by target.
+
+    Args:
+        problem: Costs, and the scores that predict.
+        allocation: Divides.
+        ladder: What the linears choose from.
+        sites: The linears as the profile sees them.
+        outer: The choice of everything else, (groups,).
+    """
+
+    problem: Problem
+    allocation: Allocation
+    ladder: Ladder
+    sites: Sequence[AllocatedSite]
+    outer: Ints
+
+    def plan(self, target: float) -> Solution:
+        """Return the plan whose linears are nearest to the profile of a target."""
+        shares = self.allocation.profile(self.sites, target)
+        choice = self.outer.copy()
+        for row, group in enumerate(self.problem.groups):
+            if group.name in shares:
+                choice[row] = self.ladder.nearest(group.name, shares[group.name])
+        return self.problem.solution(choice, np.zeros(len(self.problem.bypasses), dtype=bool))
+
+    def fullest(self, budget: int) -> Solution | None:
+        """Return the plan of the largest target that holds a budget.
+
+        ``None`` where the smallest does not, or the whole one does: nothing is left to divide.
+        """
+        low, high = self.ladder.least, 1.0
+        best = self.plan(low)
+        if not self.problem.holds(best, budget) or self.problem.holds(self.plan(high), budget):
+            return None
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            found = self.plan(middle)
+            if self.problem.holds(found, budget):
+                low, best = middle, found
+            else:
+                high = middle
+        return best
 
 
 def _site(
@@ -173,7 +205,7 @@ def _site(
     name: str,
     signals: Mapping[str, float],
     shares: Mapping[float, int],
-    score: Any,
+    score: Floats,
 ) -> AllocatedSite:
     """Return a group as a profile sees it; its signal is the mean over its weights."""
     members = next(group for group in sketch.groups if group[0] == name)
