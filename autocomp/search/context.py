@@ -29,7 +29,10 @@ KIND_OF_SLOT = {
     "cache": "cached",
     "quantizer": "quantized",
 }
-"""Families of plans by the slot that makes them; a plan of several is ``bypassed+sparse``."""
+"""Families of plans by the slot that makes them; a plan of several is ``bypassed+sparse``.
+
+What refines a mask makes none of its own.
+"""
 
 PARTS = ("linear", "cache", "ends")
 """What a uniform plan decides once each: linears of the blocks, caches, embedding and head."""
