@@ -25,6 +25,7 @@ METHODS = {
     "sparsegpt": "autocomp.methods.pruning.sparsegpt:SparseGpt",
     "svd": "autocomp.methods.low_rank.svd:Svd",
     "wsvd": "autocomp.methods.low_rank.whitened_svd:WhitenedSvd",
+    "asvd": "autocomp.methods.low_rank.asvd:Asvd",
     "lorc": "autocomp.methods.low_rank.lorc:Lorc",
     "bypass": "autocomp.methods.structure.bypass:BypassSubblock",
     "flap": "autocomp.methods.structure.flap:Flap",

@@ -35,6 +35,12 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "identity": ("-r24",),
         "ladder": ("-r2", "-r8", "-r16"),
     },
+    "asvd": {
+        "valid": ("-r8", "-p50-a100", "-r5-a0"),
+        "column": ("-r1",),
+        "identity": ("-r24", "-r24-a100"),
+        "ladder": ("-r2", "-r8", "-r16"),
+    },
     "lorc": {
         "valid": ("-r8", "-p20", "-r8-w8", "-p20-w4"),
         "column": ("-r1", "-r1-w8"),
