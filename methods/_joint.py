@@ -144,6 +144,10 @@ def _factor_spec(spec: LayerSpec, inputs: int) -> UniformSpec:
 
 
 def _factors_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
+    if not hasattr(method_of(spec.factor), "factors"):
+        raise UnsupportedError(
+            f"{spec.token()}: {spec.factor.method} rounds its factors itself; give it alone."
+        )
     quantizer, rank = method_of(spec.quantizer), spec.factor.rank_for(shape)
     left, right = (
         quantizer.layout(_factor_spec(spec, inputs), (outputs, inputs), dtype)

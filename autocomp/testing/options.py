@@ -41,6 +41,11 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "identity": ("-r24", "-r24-a100"),
         "ladder": ("-r2", "-r8", "-r16"),
     },
+    "lplr": {
+        "valid": ("-r8-w8", "-p50-w4w8g8", "-r5-w6t-q1", "-r16-w3-q2-s7"),
+        "column": ("-r1-w8", "-r1-w4t"),
+        "ladder": ("-r2-w4", "-r8-w4", "-r8-w8", "-r16-w8", "-r16-w8-q2"),
+    },
     "lorc": {
         "valid": ("-r8", "-p20", "-r8-w8", "-p20-w4"),
         "column": ("-r1", "-r1-w8"),
@@ -99,9 +104,11 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# What makes an option of a slot a whole layer spec, and what else it is tried with.
+# What makes an option of a slot a whole layer spec, and what else it, or a method that has other
+# partners than its slot, is tried with.
 BASES = {"input": "{}+rtn-w4", "residual": "rtn-w3+{}", "activation": "rtn-w8-sym+{}"}
 PARTNERS = {
+    "lplr": ("smoothquant+{}",),
     "mask": ("{}+rtn-w4g8", "{}+gptq-w4g8"),
     "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
     "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),
