@@ -26,6 +26,7 @@ METHODS = {
     "svd": "autocomp.methods.low_rank.svd:Svd",
     "wsvd": "autocomp.methods.low_rank.whitened_svd:WhitenedSvd",
     "asvd": "autocomp.methods.low_rank.asvd:Asvd",
+    "laser": "autocomp.methods.low_rank.laser:Laser",
     "lplr": "autocomp.methods.low_rank.lplr:Lplr",
     "lorc": "autocomp.methods.low_rank.lorc:Lorc",
     "bypass": "autocomp.methods.structure.bypass:BypassSubblock",

@@ -41,6 +41,12 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "identity": ("-r24", "-r24-a100"),
         "ladder": ("-r2", "-r8", "-r16"),
     },
+    "laser": {
+        "valid": ("-k20", "-k75", "-k2.5"),
+        "column": ("-k100", "-k10"),
+        "identity": ("-k100",),
+        "ladder": ("-k10", "-k50", "-k75"),
+    },
     "lplr": {
         "valid": ("-r8-w8", "-p50-w4w8g8", "-r5-w6t-q1", "-r16-w3-q2-s7"),
         "column": ("-r1-w8", "-r1-w4t"),
