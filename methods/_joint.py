@@ -171,7 +171,15 @@ def _factor_spec(spec: LayerSpec, inputs: int) -> UniformSpec:
 
 
 def _factors_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
-    quantizer, rank = method_of(spec.quantizer), spec.factor.rank_for(shape)
+    """Return a layout of two rounded factors, or of one weight where the method stores none."""
+    factor, quantizer = method_of(spec.factor), method_of(spec.quantizer)
+    if not hasattr(factor, "factors"):
+        raise UnsupportedError(
+            f"{spec.token()}: {spec.factor.method} rounds its factors itself; give it alone."
+        )
+    if not isinstance(factor.layout(spec.factor, shape, dtype), Factors):
+        return quantizer.layout(_factor_spec(spec, shape[1]), shape, dtype)
+    rank = spec.factor.rank_for(shape)
     left, right = (
         quantizer.layout(_factor_spec(spec, inputs), (outputs, inputs), dtype)
         for outputs, inputs in ((shape[0], rank), (rank, shape[1]))
@@ -188,6 +196,8 @@ def _factors(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -
     """
     packed = _factors_layout(spec, shape_of(weight), dtype)
     left, right = method_of(spec.factor).factors(weight, spec.factor, stats)
+    if not isinstance(packed, Factors):
+        return _round(left @ right, spec, stats)[0]
     if Needs.HESSIAN not in needs_alone(spec):
         return packed.pack(_round(left, spec, None)[0], _round(right, spec, None)[0])
     hessian = require(stats, "hessian", spec.token(), weight.shape[1]).double()
