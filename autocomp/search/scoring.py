@@ -19,6 +19,7 @@ from autocomp.env import cache_dir
 from autocomp.search.allocations.base import Allocation, parse_allocation
 from autocomp.search.clock import Clock
 from autocomp.search.evaluation import evaluate_plan
+from autocomp.search.filling import fill
 from autocomp.search.objectives import Objective
 from autocomp.search.scores.base import LinearSite, Lists, Score, ScoreNeeds
 from autocomp.search.scores.table import Pairs, ScoreTable
@@ -144,7 +145,7 @@ def _streamed(
     progress.start("compress and score", bench.sketch.num_layers, "block")
     for block in clock.each("calibrate", stream.backward()):
         with clock.time("compress"):
-            bench.compress_options(block.stats, lists)
+            fill(bench, block.stats, lists)
         with clock.time("score"):
             _score_linears(bench, lists, score, block, found)
             _score_subblocks(bench, score, block, found)
