@@ -1,6 +1,6 @@
 """The slots that make a weight, factor, mask and quantizer: one alone, or two solved jointly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.uniform import Grid
-from autocomp.methods._column_solver import ColumnFactor, solve_columns
+from autocomp.methods._column_solver import STACKED_ROWS, ColumnFactor, solve_columns
 from autocomp.methods._hessian import cholesky, require
 
 Shape = tuple[int, int]
@@ -50,6 +50,39 @@ def has_feedback(spec: LayerSpec) -> bool:
     A grid that is clipped by H still rounds to nearest.
     """
     return any(Needs.HESSIAN in method_of(part).needs for part in spec.filled())
+
+
+# --- several weights in one run
+
+
+def stacks(rows: Sequence[int], specs: Sequence[LayerSpec]) -> list[list[int]]:
+    """Return which weights that read the same input to compress together, by their index.
+
+    Args:
+        rows: Rows of each weight.
+        specs: What is done to each.
+    """
+    found: list[list[int]] = []
+    last: dict[tuple[str, int | None], list[int]] = {}
+    for index, spec in enumerate(specs):
+        kind = stack_of(spec)
+        stack = None if kind is None else last.get(kind)
+        if stack is None or sum(rows[other] for other in stack) + rows[index] > STACKED_ROWS:
+            stack = []
+            found.append(stack)
+            if kind is not None:
+                last[kind] = stack
+        stack.append(index)
+    return found
+
+
+def stack_of(spec: LayerSpec) -> tuple[str, int | None] | None:
+    """Return what specs have in common that one run can serve; ``None`` if it serves no other."""
+    if spec.filled() != (spec.quantizer,):
+        return None
+    if not hasattr(method_of(spec.quantizer), "compress_together"):
+        return None
+    return spec.quantizer.method, spec.quantizer.group_size
 
 
 # --- one slot, or none
@@ -171,7 +204,15 @@ def _factor_spec(spec: LayerSpec, inputs: int) -> UniformSpec:
 
 
 def _factors_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
-    quantizer, rank = method_of(spec.quantizer), spec.factor.rank_for(shape)
+    """Return a layout of two rounded factors, or of one weight where the method stores none."""
+    factor, quantizer = method_of(spec.factor), method_of(spec.quantizer)
+    if not hasattr(factor, "factors"):
+        raise UnsupportedError(
+            f"{spec.token()}: {spec.factor.method} rounds its factors itself; give it alone."
+        )
+    if not isinstance(factor.layout(spec.factor, shape, dtype), Factors):
+        return quantizer.layout(_factor_spec(spec, shape[1]), shape, dtype)
+    rank = spec.factor.rank_for(shape)
     left, right = (
         quantizer.layout(_factor_spec(spec, inputs), (outputs, inputs), dtype)
         for outputs, inputs in ((shape[0], rank), (rank, shape[1]))
@@ -188,6 +229,8 @@ def _factors(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -
     """
     packed = _factors_layout(spec, shape_of(weight), dtype)
     left, right = method_of(spec.factor).factors(weight, spec.factor, stats)
+    if not isinstance(packed, Factors):
+        return _round(left @ right, spec, stats)[0]
     if Needs.HESSIAN not in needs_alone(spec):
         return packed.pack(_round(left, spec, None)[0], _round(right, spec, None)[0])
     hessian = require(stats, "hessian", spec.token(), weight.shape[1]).double()

@@ -44,7 +44,9 @@ class SiteMethod(Method, Protocol):
 
     Scope ``site``: the slots structure, factor, mask, quantizer and residual. A residual method is
     given the error ``W − Ŵ`` of the other slots as its weight. ``kinds`` says which kinds of site
-    it applies to, ``formats`` which formats its layouts have.
+    it applies to, ``formats`` which formats its layouts have. A quantizer with groups may have a
+    ``compress_together(weights, specs, stats, dtype)`` that does in one run what ``compress`` does
+    to several weights that read the same input, on groups of one size.
     """
 
     kinds: ClassVar[frozenset[SiteKind]]

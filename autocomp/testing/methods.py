@@ -42,7 +42,7 @@ def options(name: str, kind: str) -> list[str]:
 
 def tokens(name: str) -> list[str]:
     """Return layer specs that use a method on a weight of ``SHAPE``, with various partners."""
-    partners = PARTNERS.get(name) or PARTNERS.get(METHODS[name].spec.slot, ())
+    partners = PARTNERS.get(name, PARTNERS.get(METHODS[name].spec.slot, ()))
     return options(name, "valid") + [
         partner.format(name + option) for option in _endings(name, "valid") for partner in partners
     ]

@@ -44,6 +44,23 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "identity": ("-r24",),
         "ladder": ("-r2", "-r8", "-r16"),
     },
+    "asvd": {
+        "valid": ("-r8", "-p50-a100", "-r5-a0"),
+        "column": ("-r1",),
+        "identity": ("-r24", "-r24-a100"),
+        "ladder": ("-r2", "-r8", "-r16"),
+    },
+    "laser": {
+        "valid": ("-k20", "-k75", "-k2.5"),
+        "column": ("-k100", "-k10"),
+        "identity": ("-k100",),
+        "ladder": ("-k10", "-k50", "-k75"),
+    },
+    "lplr": {
+        "valid": ("-r8-w8", "-p50-w4w8g8", "-r5-w6t-q1", "-r16-w3-q2-s7"),
+        "column": ("-r1-w8", "-r1-w4t"),
+        "ladder": ("-r2-w4", "-r8-w4", "-r8-w8", "-r16-w8", "-r16-w8-q2"),
+    },
     "lorc": {
         "valid": ("-r8", "-p20", "-r8-w8", "-p20-w4"),
         "column": ("-r1", "-r1-w8"),
@@ -102,7 +119,8 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# What makes an option of a method or of a slot a whole layer spec, and what else it is tried with.
+# What makes an option of a slot a whole layer spec, and what else it, or a method that has other
+# partners than its slot, is tried with.
 BASES = {
     "shuffle": "{}+wanda-2:4",
     "input": "{}+rtn-w4",
@@ -113,6 +131,7 @@ BASES = {
 PARTNERS = {
     "shuffle": ("{}+sparsegpt-1:4+gptq-w4g8", "{}+esparse-4:8+dsnot+rtn-w4g8"),
     "refinement": ("sparsegpt-2:4+{}", "sparsegpt-s50+{}+gptq-w4g8", "magnitude-2:4+{}+rtn-w4"),
+    "lplr": ("smoothquant+{}",),
     "mask": ("{}+rtn-w4g8", "{}+gptq-w4g8"),
     "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
     "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),
