@@ -18,8 +18,8 @@ from autocomp.core.errors import PlanError, StoreError
 from autocomp.core.registry import STEPS
 from autocomp.core.sketch import TensorInfo
 from autocomp.formats.straight_through import straight_through
+from autocomp.kernels.quantize_activations import SMALLEST_ABSMAX
 
-SMALLEST_ABSMAX = 1e-5
 GRANULARITIES = ("token", "tensor")
 
 

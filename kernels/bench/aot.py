@@ -9,6 +9,7 @@ import argparse
 import csv
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two shapes and no large batches")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     parser.add_argument("--only", help="one operation")
+    parser.add_argument("--first", action="store_true", help="one case an operation")
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS))
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}")
@@ -46,7 +48,8 @@ def main() -> int:
     for name, bench in bench_files().items():
         if arguments.only not in (None, name):
             continue
-        for case in bench.cases("meta", arguments.quick):
+        cases = bench.cases("meta", arguments.quick)
+        for case in islice(cases, 1) if arguments.first else cases:
             for launch in launches(name, case):
                 kernel = launch.kernel.__name__
                 ratio = bench.traffic(launch) / case.floor_bytes

@@ -49,6 +49,11 @@ def weight_only_matmul(
     return dense_matmul.reference(inputs, weight)
 
 
+@weight_only_matmul.operator
+def _shape(inputs: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    return inputs.new_empty((inputs.shape[0], codes.shape[0]))
+
+
 @weight_only_matmul.backend("blocks", priority=1)
 def _blocks(
     inputs: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int
