@@ -18,7 +18,8 @@ from autocomp.kernels._op import REFERENCE, Backend, Operation
 from autocomp.kernels._triton import INTERPRETED, interpreting
 from autocomp.kernels._triton import NAME as TRITON
 from autocomp.kernels.bits import pack_bits
-from autocomp.kernels.int4_tile_matmul import lacks_tiles, to_tiles
+from autocomp.kernels.int4_tile_matmul import lacks_tiles, to_offset, to_tiles
+from autocomp.kernels.low_rank_matmul import Packed
 
 SHAPES = ((64, 64), (1, 128), (40, 100), (123, 123))
 ROWS = (1, 5, 17)
@@ -224,8 +225,8 @@ def _tiles(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
             codes, scale, zero = _grid(shape, 4, shape[1] // size, symmetric, generator)
             for rows in ROWS:
                 inputs = _inputs(rows, shape[1], dtype, generator)
-                tiles, pairs = to_tiles(codes, scale, zero)
-                yield Case((inputs, tiles, pairs, zero), _size(inputs, scale, 4))
+                offset = None if zero is None else to_offset(zero, scale.shape[1])
+                yield Case((inputs, to_tiles(codes), scale, offset), _size(inputs, scale, 4))
 
 
 def _int8(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
@@ -269,6 +270,17 @@ def _low_rank(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
             inputs = _inputs(rows, shape[1], dtype, generator)
             inner = inputs.float().abs() @ right.float().abs().T
             yield Case((inputs, left, right), inner @ left.float().abs().T)
+            for bits in (4, 8):
+                outer = _packed(left, bits, False, generator)
+                size = _size(inputs, (packed := _packed(right, bits, True, generator)).scale, bits)
+                yield Case((inputs, outer, packed), _size(size, outer.scale, bits))
+                yield Case((inputs, outer, right), _size(inner, outer.scale, bits))
+
+
+def _packed(like: Tensor, bits: int, symmetric: bool, generator: Generator) -> Packed:
+    """Return a random packed factor of a shape, with values of about ± 1."""
+    codes, scale, zero = _grid((like.shape[0], like.shape[1]), bits, 1, symmetric, generator)
+    return Packed(codes, scale / 2**bits, zero, bits)
 
 
 def _sparse(dtype: torch.dtype, generator: Generator, pattern: tuple[int, int] | None) -> Any:

@@ -22,11 +22,8 @@ from autocomp.kernels._triton import (
     tl,
     triton_backend,
 )
-from autocomp.kernels.dense_matmul import dense_matmul
+from autocomp.kernels.dense_matmul import by_blocks, dense_matmul
 from autocomp.kernels.dequantize import dequantize, zero_points
-
-_BLOCK_WEIGHTS = 1 << 20
-"""Weights decoded at a time, 4 MiB of fp32."""
 
 
 @operation
@@ -59,21 +56,13 @@ def _blocks(
     inputs: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int
 ) -> Tensor:
     """Decode a block of rows of the weight, multiply by it, forget it."""
-    (rows, columns), out_features = inputs.shape, codes.shape[0]
-    step = max(1, _BLOCK_WEIGHTS // columns)
 
-    def block(start: int) -> Tensor:
-        part = slice(start, start + step)
+    def multiply(part: slice) -> Tensor:
         zeros = None if zero is None else zero[part]
-        weight = dequantize(codes[part], scale[part], zeros, bits, columns)
+        weight = dequantize(codes[part], scale[part], zeros, bits, inputs.shape[1])
         return dense_matmul(inputs, weight)
 
-    if step >= out_features:
-        return block(0)
-    outputs = inputs.new_empty((rows, out_features))
-    for start in range(0, out_features, step):
-        outputs[:, start : start + step] = block(start)
-    return outputs
+    return by_blocks(inputs, codes.shape[0], multiply)
 
 
 def _not_int8(
@@ -104,10 +93,14 @@ def _int8pack(
 
     Scales are rounded to bf16. With zero points, ``s (128 − z) Σ x`` is added.
     """
-    signed = (codes ^ 0x80).view(torch.int8)
-    found: Tensor = torch.ops.aten._weight_int8pack_mm(
-        inputs, signed, scale[:, 0].to(inputs.dtype)
-    )
+    narrow = scale[:, 0].to(inputs.dtype)
+
+    def multiply(part: slice) -> Tensor:
+        signed = (codes[part] ^ 0x80).view(torch.int8)
+        product: Tensor = torch.ops.aten._weight_int8pack_mm(inputs, signed, narrow[part])
+        return product
+
+    found = by_blocks(inputs, codes.shape[0], multiply)
     if zero is None:
         return found
     shift = (128.0 - zero_points(zero, scale, bits)) * scale
