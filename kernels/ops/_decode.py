@@ -118,7 +118,7 @@ def unit_vectors(values: tl.tensor, columns: tl.tensor, BITS: tl.constexpr) -> t
     even, even2 = tl.split(tl.reshape(even, (even.shape[0] // 2, 2)))
     odd, odd2 = tl.split(tl.reshape(odd, (odd.shape[0] // 2, 2)))
     if BITS == 8:
-        found = (even, odd, even2, odd2)
+        found: tl.tensor = (even, odd, even2, odd2)
     else:
         first, fifth = tl.split(tl.reshape(even, (even.shape[0] // 2, 2)))
         second, sixth = tl.split(tl.reshape(odd, (odd.shape[0] // 2, 2)))
