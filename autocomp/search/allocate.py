@@ -81,16 +81,26 @@ def ladders(sketch: Sketch, lists: Lists, slot: str) -> list[Ladder]:
         for index, spec in enumerate(options):
             if getattr(spec, slot) is None:
                 continue
-            whole = replace(spec, **{slot: None})
-            shares = found.setdefault((_method(spec, slot), whole), {}).setdefault(name, {})
+            rest = replace(spec, **{slot: None})
+            shares = found.setdefault((_method(spec, slot), rest), {}).setdefault(name, {})
             shares[share_kept(spec, slot, sketch[name].shape)] = index
-            if whole in options:
-                shares[1.0] = options.index(whole)
+            for whole in _without(rest):
+                if whole in options:
+                    shares.setdefault(1.0, options.index(whole))
     return [
         Ladder({name: dict(sorted(shares.items())) for name, shares in rungs.items()})
         for rungs in found.values()
         if len(rungs) == len(linears) and any(len(shares) > 1 for shares in rungs.values())
     ]
+
+
+def _without(rest: LayerSpec) -> tuple[LayerSpec, ...]:
+    """Return what the rest of an option is where everything is kept, the nearest first.
+
+    A refinement goes with its mask, and so may a step of the input, such as a shuffle.
+    """
+    unrefined = replace(rest, refinement=None)
+    return rest, unrefined, replace(unrefined, input=None)
 
 
 def _method(spec: LayerSpec, slot: str) -> tuple[Any, ...]:

@@ -68,6 +68,14 @@ def test_a_ladder_is_one_method_one_pattern_and_one_rest() -> None:
     assert not ladders(sketch, lists, "factor")
 
 
+def test_a_refinement_and_a_shuffle_go_with_their_mask() -> None:
+    tokens = ("wanda-s60+dsnot+rtn-w4g64", "shuffle+wanda-2:4+rtn-w4g64", "rtn-w4g64")
+    context = ToyModel(linear=tokens).contexts[0]
+    found = ladders(context.space.sketch, context.space.lists, "mask")
+    shares = [sorted(next(iter(ladder.options.values()))) for ladder in found]
+    assert sorted(shares) == [pytest.approx([0.4, 1.0]), [0.5, 1.0]]
+
+
 def test_one_share_alone_is_no_ladder() -> None:
     model = ToyModel(linear=("wanda-2:4+rtn-w8g64", "rtn-w4g64"))
     context = model.contexts[0]
