@@ -4,9 +4,9 @@ A *ladder* is, of every linear, the options that differ in how much they keep an
 one mask method and pattern over one quantizer at several sparsities, or one factorisation at
 several ranks, with the option that keeps everything where the space offers it. At a target every
 linear takes the option of the ladder whose share is nearest to its profile's; the target is the
-largest whose plan holds the budget. Embedding, head and caches are uniform, as in the uniform
-baselines. Of all ladders and all such ends the plan with the lowest predicted loss is the
-allocation's: what the search is started from.
+largest whose plan holds the budget, and what bytes that leaves are filled. Embedding, head and
+caches are uniform, as in the uniform baselines. Of all ladders and all such ends the plan with the
+lowest predicted loss is the allocation's: what the search is started from.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -192,9 +192,11 @@ class _Filling:
         return self.problem.solution(choice, np.zeros(len(self.problem.bypasses), dtype=bool))
 
     def fullest(self, budget: int) -> Solution | None:
-        """Return the plan of the largest target that holds a budget.
+        """Return the plan of the largest target that holds a budget, its left-over bytes filled.
 
-        ``None`` where the smallest does not, or the whole one does: nothing is left to divide.
+        What the next larger target changes, such as all linears of a block, is taken over one by
+        one, in model order, while the budget holds. ``None`` where the smallest target does not
+        hold it, or the whole model does: nothing is left to divide.
         """
         low, high = self.ladder.least, 1.0
         best = self.plan(low)
@@ -207,6 +209,16 @@ class _Filling:
                 low, best = middle, found
             else:
                 high = middle
+        return self._filled(best, self.plan(high), budget)
+
+    def _filled(self, best: Solution, above: Solution, budget: int) -> Solution:
+        """Return a plan with as many choices of a larger one as the budget holds."""
+        for row in np.flatnonzero(best.choice != above.choice):
+            choice = best.choice.copy()
+            choice[row] = above.choice[row]
+            found = self.problem.solution(choice, best.bypassed)
+            if self.problem.holds(found, budget):
+                best = found
         return best
 
 
