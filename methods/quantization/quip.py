@@ -83,6 +83,7 @@ class Quip:
     scope: ClassVar[Scope] = "site"
     spec: ClassVar[type[QuipSpec]] = QuipSpec
     version: ClassVar[int] = 1
+    usual: ClassVar[str] = "rotation-orthogonal+quip-w{bits}-p1"
     summary: ClassVar[str] = "feedback rounding of a rotated weight on one narrow grid a row"
     reference: ClassVar[str] = "https://arxiv.org/abs/2307.13304"
     needs: ClassVar[frozenset[Needs]] = frozenset({Needs.HESSIAN})

@@ -64,6 +64,7 @@ class Rotation:
     scope: ClassVar[Scope] = "input"
     spec: ClassVar[type[RotationSpec]] = RotationSpec
     version: ClassVar[int] = 1
+    usual: ClassVar[str] = "rotation-hadamard+gptq-{grid}"
     summary: ClassVar[str] = "turn the input by a random rotation, stored as a seed"
     reference: ClassVar[str] = "https://arxiv.org/abs/2307.13304"
     needs: ClassVar[frozenset[Needs]] = frozenset()

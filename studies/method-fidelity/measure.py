@@ -1,9 +1,10 @@
 """What each weight-only quantizer keeps of a model: KL, perplexity, stored bits, seconds.
 
-``python studies/method-fidelity/measure.py TEXT.txt [TOKEN …]`` quantizes all linears of a model
+``python studies/method-fidelity/measure.py TEXT.txt [ROW …]`` quantizes all linears of a model
 uniformly, one row a token, from the same calibration windows, and measures the artefact on other
 windows of the text. A token may end in ``@`` and a finish: ``gptq-w3g64@signround-100``. Embedding
-and head stay as they are. Without tokens all rows of ``ROWS`` are made. Rows go to
+and head stay as they are. Without rows all of ``ROWS`` are made. ``--export FOLDER`` writes model
+and calibration windows for ``peer.py``; ``--peer FILE …`` measures what that made. Rows go to
 ``results/<model>.json`` one by one; those that it holds are not made again, and a file of other
 settings is refused.
 """
@@ -32,27 +33,25 @@ from autocomp.search.finish import write_artefact
 from autocomp.search.workbench import Workbench, layout, method_version
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = tuple(
-    token.format(bits, bits)
-    for bits in (4, 3, 2)
-    for token in (
-        "rtn-w{}g64",
-        "hqq-w{}g64",
-        "nf-w{}",
-        "lutgemm-w{}g64",
-        "lutgemm-w{}g64-offset-weighted",
-        "gptq-w{}g64",
-        "actorder+gptq-w{}g64",
-        "rotation-orthogonal+quip-w{}-p1",
-        "owq-w{}g64-t{}.05",
-        "spqr-w{}-o1",
-        "awq+rtn-w{}g64-clip",
-        "rotation-hadamard+gptq-w{}g64",
-        "gptq-w{}g64@signround-100",
-        "squeezellm-w{}",
-        "squeezellm-w{}-o0.45",
-    )
+ROWS = (
+    "rtn-w{b}g{g}",
+    "hqq-w{b}g{g}",
+    "nf-w{b}",
+    "lutgemm-w{b}g{g}",
+    "lutgemm-w{b}g{g}-offset-weighted",
+    "gptq-w{b}g{g}",
+    "actorder+gptq-w{b}g{g}",
+    "rotation-orthogonal+quip-w{b}-p1",
+    "owq-w{b}g{g}-t{b}.05",
+    "spqr-w{b}-o1",
+    "awq+rtn-w{b}g{g}-clip",
+    "rotation-hadamard+gptq-w{b}g{g}",
+    "gptq-w{b}g{g}@signround-100",
+    "squeezellm-w{b}",
+    "squeezellm-w{b}-o0.45",
 )
+"""Rows at every width b, in groups of g inputs where a method has groups."""
+WIDTHS = (4, 3, 2)
 
 
 class Bench:
@@ -67,7 +66,7 @@ class Bench:
                 "data.calibration": "corpus",
                 "data.window": arguments.window,
                 "data.calibration_tokens": arguments.calibration * arguments.window,
-                "data.heldout_tokens": arguments.windows * arguments.window,
+                "data.heldout_tokens": arguments.tokens,
                 "data.rungs": [arguments.window],
             },
         )
@@ -78,11 +77,11 @@ class Bench:
             BaseReference(self.bench.model, held.input_ids, self.bench.batch_size)
         )
         self.settings = {
-            "model": arguments.model,
+            "model": Path(arguments.model).name,
             "model_digest": self.bench.loaded.digest,
             "text": arguments.text.name,
             "window": arguments.window,
-            "windows": arguments.windows,
+            "windows": len(held.input_ids),
             "calibration_windows": arguments.calibration,
             "heldout_digest": held.digest,
             "calibration_digest": self.bench.calibration.digest,
@@ -141,22 +140,26 @@ def main() -> None:
     """Measure the rows that the result file does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("text", type=Path)
-    parser.add_argument("tokens", nargs="*", default=ROWS, help="rows; all of ROWS without any")
+    parser.add_argument("rows", nargs="*", help="all of ROWS at all widths without any")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--windows", type=int, default=32, help="of the evaluation")
+    parser.add_argument("--group", type=int, default=64, help="inputs of a group in ROWS")
+    parser.add_argument("--tokens", type=int, default=32 * 1024, help="of the evaluation")
     parser.add_argument("--calibration", type=int, default=16, help="windows of calibration")
-    parser.add_argument("--window", type=int, default=1024, help="tokens")
+    parser.add_argument("--window", type=int, default=1024, help="tokens of a window")
     parser.add_argument("--out", type=Path, help="result file")
     arguments = parser.parse_args()
     out = arguments.out or RESULTS / f"{Path(arguments.model).name}.json"
+    wanted = arguments.rows or [
+        row.format(b=width, g=arguments.group) for width in WIDTHS for row in ROWS
+    ]
     quiet_libraries()
-    for row in arguments.tokens:
+    for row in wanted:
         LayerSpec.parse(row.partition("@")[0])
     with progress(quiet=False) as listener:
         bench = Bench(arguments, listener)
         rows = read(out, bench.settings)
         done = {row["row"] for row in rows}
-        for row in [token for token in arguments.tokens if token not in done]:
+        for row in [row for row in wanted if row not in done]:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(bench.measure(row, Path(folder)))
             listener.log(json.dumps(rows[-1]))
