@@ -108,7 +108,31 @@ def _alone(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> 
     return compressed
 
 
-# --- mask and quantizer
+# --- mask, refinement and quantizer
+
+
+def _chosen(weight: Tensor, spec: LayerSpec, stats: Stats | None) -> Tensor:
+    """Return the mask (out, in) bool, refined where a slot asks for it."""
+    keep: Tensor = method_of(spec.mask).mask(weight, spec.mask, stats)
+    if spec.refinement is not None:
+        refine = method_of(spec.refinement).refine
+        keep = refine(weight, keep, spec.mask, spec.refinement, stats)
+    return keep
+
+
+def _refined_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
+    return method_of(spec.mask).layout(spec.mask, shape, dtype)
+
+
+def _refined(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
+    """Prune by a refined mask; under it an adaptive method updates what is kept once more."""
+    packed = _refined_layout(spec, shape_of(weight), dtype)
+    keep = _chosen(weight, spec, stats)
+    if method_of(spec.mask).adaptive:
+        factor = ColumnFactor.shared(stats, False, spec.token(), weight.shape[1])
+        weight = solve_columns(weight, factor, keep=keep).weight
+    compressed: CompressedWeight = packed.pack(keep, weight)
+    return compressed
 
 
 def _static(spec: LayerSpec) -> UniformSpec:
@@ -136,26 +160,29 @@ def _sparse_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
 def _sparse(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
     """Prune and round; in one run of the column solver when a method solves under H.
 
-    A fixed mask comes first, and the grid is that of the kept values and zero. An adaptive mask
-    is chosen inside the solver, so the grid is that of the whole weight. Columns are visited in
-    act-order if the quantizer asks for it, but in natural order for an adaptive N:M mask.
+    A fixed or refined mask comes first, and the grid is that of the kept values and zero. An
+    adaptive mask is chosen inside the solver, so the grid is that of the whole weight; refined, it
+    is fixed like any other, but what it removes still moves into the weights that it keeps.
+    Columns are visited in act-order if the quantizer asks for it, but in natural order where an
+    N:M mask is chosen on the way.
     """
     mask, quantizer = method_of(spec.mask), method_of(spec.quantizer)
     packed = _sparse_layout(spec, shape_of(weight), dtype)
-    keep = None
-    if not mask.adaptive:
-        keep = mask.mask(weight, spec.mask, stats)
-        weight = weight * keep
-    grid = quantizer.grid(weight, spec.quantizer, stats)
+    keep, pruned = None, weight
+    if not mask.adaptive or spec.refinement is not None:
+        keep = _chosen(weight, spec, stats)
+        pruned = weight * keep
+    grid = quantizer.grid(pruned, spec.quantizer, stats)
     codes = None
     if has_feedback(spec):
-        patterned = mask.adaptive and spec.mask.m is not None
+        patterned = keep is None and spec.mask.m is not None
         act_order = Needs.HESSIAN in quantizer.needs and not patterned
         factor = ColumnFactor.shared(stats, act_order, spec.token(), weight.shape[1])
-        prune = spec.mask if mask.adaptive else None
-        _, codes, keep, _ = solve_columns(weight, factor, keep=keep, prune=prune, grid=grid)
+        prune = spec.mask if keep is None else None
+        start = weight if mask.adaptive else pruned
+        _, codes, keep, _ = solve_columns(start, factor, keep=keep, prune=prune, grid=grid)
     else:
-        codes = grid.codes(weight)
+        codes = grid.codes(pruned)
     compressed: CompressedWeight = packed.pack(keep, codes, grid.scale, grid.zero)
     return compressed
 
@@ -177,7 +204,15 @@ def _factor_spec(spec: LayerSpec, inputs: int) -> UniformSpec:
 
 
 def _factors_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
-    quantizer, rank = method_of(spec.quantizer), spec.factor.rank_for(shape)
+    """Return a layout of two rounded factors, or of one weight where the method stores none."""
+    factor, quantizer = method_of(spec.factor), method_of(spec.quantizer)
+    if not hasattr(factor, "factors"):
+        raise UnsupportedError(
+            f"{spec.token()}: {spec.factor.method} rounds its factors itself; give it alone."
+        )
+    if not isinstance(factor.layout(spec.factor, shape, dtype), Factors):
+        return quantizer.layout(_factor_spec(spec, shape[1]), shape, dtype)
+    rank = spec.factor.rank_for(shape)
     left, right = (
         quantizer.layout(_factor_spec(spec, inputs), (outputs, inputs), dtype)
         for outputs, inputs in ((shape[0], rank), (rank, shape[1]))
@@ -194,6 +229,8 @@ def _factors(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -
     """
     packed = _factors_layout(spec, shape_of(weight), dtype)
     left, right = method_of(spec.factor).factors(weight, spec.factor, stats)
+    if not isinstance(packed, Factors):
+        return _round(left @ right, spec, stats)[0]
     if Needs.HESSIAN not in needs_alone(spec):
         return packed.pack(_round(left, spec, None)[0], _round(right, spec, None)[0])
     hessian = require(stats, "hessian", spec.token(), weight.shape[1]).double()
@@ -234,7 +271,9 @@ COMBINATIONS: dict[tuple[str, ...], Combination] = {
     ("quantizer",): _ALONE,
     ("mask",): _ALONE,
     ("factor",): _ALONE,
+    ("mask", "refinement"): Combination(_refined_layout, _refined),
     ("mask", "quantizer"): Combination(_sparse_layout, _sparse),
+    ("mask", "refinement", "quantizer"): Combination(_sparse_layout, _sparse),
     ("factor", "quantizer"): Combination(_factors_layout, _factors),
 }
 

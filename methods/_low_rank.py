@@ -9,9 +9,8 @@ from torch import Tensor
 
 from autocomp.core.method import Scope
 from autocomp.core.sketch import SiteKind
-from autocomp.core.spec import FactorSpec
 from autocomp.core.stats import Stats
-from autocomp.formats.base import CompressedWeight
+from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.methods._hessian import cholesky, finite
@@ -95,7 +94,7 @@ class FactorMethod(ABC):
     def factors(self, weight: Tensor, spec: Any, stats: Stats | None) -> tuple[Tensor, Tensor]:
         """Return A (out, k) and B (k, in), fp32, with ``W ≈ A B``."""
 
-    def layout(self, spec: FactorSpec, shape: tuple[int, int], dtype: str) -> Factors:
+    def layout(self, spec: Any, shape: tuple[int, int], dtype: str) -> Format:
         """Return the layout of two dense factors, from the shape (out, in) alone."""
         rank = spec.rank_for(shape)
         return Factors(shape, rank, Dense((shape[0], rank), dtype), Dense((rank, shape[1]), dtype))
@@ -104,7 +103,9 @@ class FactorMethod(ABC):
         self, weight: Tensor, spec: Any, stats: Stats | None, dtype: str
     ) -> CompressedWeight:
         """Return the two factors in ``dtype``; ``weight`` is (out, in), fp32."""
-        layout = self.layout(spec, (weight.shape[0], weight.shape[1]), dtype)
-        left, right = self.factors(weight, spec, stats)
-        packed = (Dense((len(part), part.shape[1]), dtype).pack(part) for part in (left, right))
-        return layout.pack(*packed)
+        left, right = (
+            Dense((len(part), part.shape[1]), dtype).pack(part)
+            for part in self.factors(weight, spec, stats)
+        )
+        shape = weight.shape[0], weight.shape[1]
+        return Factors(shape, right.layout.shape[0], left.layout, right.layout).pack(left, right)

@@ -214,14 +214,19 @@ TOGETHER = frozenset(
     for pair in (
         ("input", "factor"),
         ("input", "mask"),
+        ("input", "refinement"),
         ("input", "quantizer"),
         ("input", "residual"),
         ("input", "activation"),
         ("factor", "quantizer"),
         ("factor", "activation"),
+        ("mask", "refinement"),
         ("mask", "quantizer"),
         ("mask", "residual"),
         ("mask", "activation"),
+        ("refinement", "quantizer"),
+        ("refinement", "residual"),
+        ("refinement", "activation"),
         ("quantizer", "residual"),
         ("quantizer", "activation"),
         ("residual", "activation"),
@@ -231,6 +236,7 @@ TOGETHER = frozenset(
 
 REQUIRES = {
     "input": ("factor", "mask", "quantizer"),
+    "refinement": ("mask",),
     "residual": ("mask", "quantizer"),
     "activation": ("quantizer",),
 }
@@ -256,6 +262,10 @@ def check_slots(spec: LayerSpec) -> None:
             raise UnsupportedError(
                 f"{spec.token()}: the {slot} slot needs one of {', '.join(needed)} beside it."
             )
+    for part in spec.filled():
+        method = method_of(part)
+        if hasattr(method, "check_layer"):
+            method.check_layer(spec)
     step = _step(spec.input, (1, 1))
     if step is not None and not step.diagonal and Needs.SENSITIVITY in needs_alone(spec):
         raise UnsupportedError(

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from autocomp.core.sketch import SiteKind, Sketch
-from autocomp.core.spec import LayerSpec
+from autocomp.core.spec import LayerSpec, MaskSpec
 from autocomp.core.stats import Needs, Stats
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Scope = Literal["site", "input", "block", "cache", "architecture", "model", "data"]
+Scope = Literal["site", "input", "refinement", "block", "cache", "architecture", "model", "data"]
 
 
 @runtime_checkable
@@ -26,9 +26,10 @@ class Method(Protocol):
     Class attributes: ``scope`` (which contract below it fulfils), ``spec`` (the spec dataclass),
     ``version`` (part of store keys: raise it when results change), ``summary`` (one line),
     ``reference`` (URL of the paper) and ``needs`` (statistics it reads). A method some of whose
-    specs read more has a ``needs_of(spec)`` that returns what they add. A method that makes codes
-    but takes more than their bits and groups has ``usual``, the token that a user means by its
-    name, with ``{bits}`` or ``{grid}`` (``w3g64``) left open.
+    specs read more has a ``needs_of(spec)`` that returns what they add, one that makes no sense
+    beside just any other a ``check_layer(layer_spec)`` that raises an ``UnsupportedError``. A
+    method that makes codes but takes more than their bits and groups has ``usual``, the token that
+    a user means by its name, with ``{bits}`` or ``{grid}`` (``w3g64``) left open.
     """
 
     scope: ClassVar[Scope]
@@ -110,6 +111,27 @@ class InputMethod(Method, Protocol):
             readers: The linears; none for the activation slot, which sees statistics alone.
             spec: The method's spec.
             stats: Statistics of the input, for the activation slot of what it rounds.
+        """
+        ...
+
+
+@runtime_checkable
+class RefinementMethod(Method, Protocol):
+    """Chooses other weights for a mask, as many of every row. Scope and slot ``refinement``."""
+
+    kinds: ClassVar[frozenset[SiteKind]]
+
+    def refine(
+        self, weight: "Tensor", keep: "Tensor", mask: MaskSpec, spec: Any, stats: Stats | None
+    ) -> "Tensor":
+        """Return the refined mask, (out, in) bool, True is kept.
+
+        Args:
+            weight: (out, in) fp32, the original.
+            keep: (out, in) bool, what a mask method chose; not modified.
+            mask: The spec of that mask, whose pattern the result follows too.
+            spec: The method's spec.
+            stats: Statistics of the input.
         """
         ...
 

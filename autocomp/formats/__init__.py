@@ -3,6 +3,7 @@
 FORMATS = {
     "dense": "autocomp.formats.dense:Dense",
     "uniform": "autocomp.formats.uniform:Uniform",
+    "uniform_tensor": "autocomp.formats.uniform_tensor:UniformTensor",
     "codebook": "autocomp.formats.codebook:Codebook",
     "bcq": "autocomp.formats.bcq:Bcq",
     "normal_float": "autocomp.formats.normal_float:NormalFloat",

@@ -18,7 +18,9 @@ from autocomp.formats.base import (
 )
 from autocomp.formats.dense import Dense
 from autocomp.formats.straight_through import straight_through
-from autocomp.kernels.low_rank_matmul import low_rank_matmul
+from autocomp.formats.uniform import TILES, Uniform
+from autocomp.formats.uniform_tensor import UniformTensor
+from autocomp.kernels.low_rank_matmul import Packed, low_rank_matmul
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,10 @@ class Factors(Format):
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Multiply inputs (rows, in) by one factor, then by the other."""
         left, right = within(tensors, "left"), within(tensors, "right")
-        if isinstance(self.left, Dense) and isinstance(self.right, Dense):
-            return low_rank_matmul(inputs, left["weight"], right["weight"])
-        return self.left.matmul(left, self.right.matmul(right, inputs))
+        outer, inner = _operand(self.left, left), _operand(self.right, right)
+        if outer is None or inner is None:
+            return self.left.matmul(left, self.right.matmul(right, inputs))
+        return low_rank_matmul(inputs, outer, inner)
 
     def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """Return rows (n, in) fp32: those of the left factor, multiplied."""
@@ -130,3 +133,14 @@ class Factors(Format):
             "left": format_from_json(data["left"]),
             "right": format_from_json(data["right"]),
         }
+
+
+def _operand(layout: Format, tensors: Mapping[str, Tensor]) -> Tensor | Packed | None:
+    """Return a factor as the kernel operation takes it; ``None`` where it takes no such format."""
+    if isinstance(layout, Dense):
+        return tensors["weight"]
+    if isinstance(layout, UniformTensor):
+        layout, tensors = layout.rows_alike, layout.spread(tensors)
+    if not isinstance(layout, Uniform) or TILES in tensors:
+        return None
+    return Packed(tensors["codes"], tensors["scale"], tensors.get("zero"), layout.bits)

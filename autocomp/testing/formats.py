@@ -26,6 +26,7 @@ from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Permutation, Rotation, RoundInput, Scale, Step
 from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
+from autocomp.formats.uniform_tensor import UniformTensor
 from autocomp.testing.nonuniform import MAKERS as NONUNIFORM
 
 GRIDS = (
@@ -338,6 +339,10 @@ def _factors(generator: Generator) -> Iterator[Example]:
         left, right = factors
         product = Factors(shape, rank, left.weight.layout, right.weight.layout)
         yield Example(product.pack(left.weight, right.weight), left.dense @ right.dense)
+        codes = torch.randint(0, 16, outer, generator=generator)
+        packed = UniformTensor(outer, 4).pack(codes, torch.full((1, 1), 0.375), torch.ones(1, 1))
+        product = Factors(shape, rank, packed.layout, right.weight.layout)
+        yield Example(product.pack(packed, right.weight), (codes - 1) * 0.375 @ right.dense)
 
 
 def _prepared(generator: Generator) -> Iterator[Example]:

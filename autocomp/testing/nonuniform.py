@@ -19,6 +19,7 @@ from autocomp.formats.columns import Columns
 from autocomp.formats.midrise import Midrise
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.formats.outliers import Outliers
+from autocomp.formats.uniform_tensor import UniformTensor
 from autocomp.kernels.bits import unpack_bits
 
 SHAPES = ((7, 24), (1, 24), (16, 48))
@@ -39,6 +40,16 @@ def _codebook(generator: Generator) -> Pairs:
             codes = torch.randint(0, 1 << bits, shape, generator=generator)
             dense = torch.stack([row[code] for row, code in zip(book, codes, strict=True)])
             yield Codebook(shape, bits).pack(codes, book), dense
+
+
+def _uniform_tensor(generator: Generator) -> Pairs:
+    for shape in SHAPES:
+        for bits in (2, 3, 4, 8):
+            codes = torch.randint(0, 1 << bits, shape, generator=generator)
+            zero = torch.randint(0, 1 << bits, (1, 1), generator=generator)
+            scale = torch.rand((1, 1), generator=generator).half() + 0.01
+            dense = (codes - zero) * scale.float()
+            yield UniformTensor(shape, bits).pack(codes, scale, zero), dense
 
 
 def _bcq(generator: Generator) -> Pairs:
@@ -136,6 +147,7 @@ def _outliers(generator: Generator) -> Pairs:
 
 
 MAKERS: dict[str, Callable[[Generator], Pairs]] = {
+    "uniform_tensor": _uniform_tensor,
     "codebook": _codebook,
     "bcq": _bcq,
     "bilevel": _bilevel,

@@ -29,11 +29,37 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "ladder": ("-s75", "-s50", "-s25"),
         "refused": ("-2:5",),
     },
+    "esparse": {
+        "valid": ("-s50", "-2:4", "-1:8-a0.5", "-s33.3-a0"),
+        "column": ("-s50",),
+        "identity": ("-4:4",),
+        "ladder": ("-s75", "-s50", "-s25"),
+        "refused": ("-2:5",),
+    },
+    "shuffle": {"valid": ("", "-global", "-b16")},
+    "dsnot": {"valid": ("", "-c3", "-c8-t5"), "column": ("",)},
     FactorSpec: {
         "valid": ("-r8", "-r5", "-p50"),
         "column": ("-r1",),
         "identity": ("-r24",),
         "ladder": ("-r2", "-r8", "-r16"),
+    },
+    "asvd": {
+        "valid": ("-r8", "-p50-a100", "-r5-a0"),
+        "column": ("-r1",),
+        "identity": ("-r24", "-r24-a100"),
+        "ladder": ("-r2", "-r8", "-r16"),
+    },
+    "laser": {
+        "valid": ("-k20", "-k75", "-k2.5"),
+        "column": ("-k100", "-k10"),
+        "identity": ("-k100",),
+        "ladder": ("-k10", "-k50", "-k75"),
+    },
+    "lplr": {
+        "valid": ("-r8-w8", "-p50-w4w8g8", "-r5-w6t-q1", "-r16-w3-q2-s7"),
+        "column": ("-r1-w8", "-r1-w4t"),
+        "ladder": ("-r2-w4", "-r8-w4", "-r8-w8", "-r16-w8", "-r16-w8-q2"),
     },
     "lorc": {
         "valid": ("-r8", "-p20", "-r8-w8", "-p20-w4"),
@@ -93,9 +119,19 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# What makes an option of a slot a whole layer spec, and what else it is tried with.
-BASES = {"input": "{}+rtn-w4", "residual": "rtn-w3+{}", "activation": "rtn-w8-sym+{}"}
+# What makes an option of a slot a whole layer spec, and what else it, or a method that has other
+# partners than its slot, is tried with.
+BASES = {
+    "shuffle": "{}+wanda-2:4",
+    "input": "{}+rtn-w4",
+    "refinement": "wanda-s50+{}",
+    "residual": "rtn-w3+{}",
+    "activation": "rtn-w8-sym+{}",
+}
 PARTNERS = {
+    "shuffle": ("{}+sparsegpt-1:4+gptq-w4g8", "{}+esparse-4:8+dsnot+rtn-w4g8"),
+    "refinement": ("sparsegpt-2:4+{}", "sparsegpt-s50+{}+gptq-w4g8", "magnitude-2:4+{}+rtn-w4"),
+    "lplr": ("smoothquant+{}",),
     "mask": ("{}+rtn-w4g8", "{}+gptq-w4g8"),
     "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
     "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),

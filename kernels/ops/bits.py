@@ -46,7 +46,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         return codes.clone()
     blocks = -(-count // 8)
     lanes = torch.nn.functional.pad(codes, (0, 8 * blocks - count)).contiguous()
-    words = lanes.view(torch.int64).view(-1)
+    words = lanes.view(-1).view(torch.int64)
     packed = torch.empty((rows * blocks, bits), dtype=torch.uint8, device=codes.device)
     for start in range(0, words.numel(), _CHUNK_WORDS):
         word = words[start : start + _CHUNK_WORDS].clone()

@@ -5,6 +5,8 @@ from autocomp.core.errors import PlanError
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.uniform import Uniform
+from autocomp.formats.uniform_tensor import UniformTensor
+from autocomp.kernels.low_rank_matmul import Packed, low_rank_matmul
 
 
 def product(left: torch.Tensor, right: torch.Tensor):
@@ -46,3 +48,23 @@ def test_fake_quant_is_the_best_fit_in_the_stored_basis():
     residual = trained - projected
     assert (left.T @ residual).abs().max() < 1e-5
     assert torch.linalg.matrix_rank(projected) == 2
+
+
+def test_packed_factors_are_multiplied_by_the_operation_of_dense_ones():
+    """Codes on grids of rows or of the whole factor go into the kernel operation as they are."""
+    inputs = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    left = UniformTensor((6, 8), 4).pack(
+        torch.arange(48).view(6, 8) % 16, torch.tensor([[0.5]]), torch.tensor([[7]])
+    )
+    right = Uniform((8, 16), 3, symmetric=True).pack(
+        torch.arange(128).view(8, 16) % 8, torch.full((8, 1), 0.25)
+    )
+    weight = Factors((6, 16), 8, left.layout, right.layout).pack(left, right)
+    found = weight.layout.matmul(weight.tensors, inputs)
+    sides = left.layout.spread(left.tensors)
+    operands = (
+        Packed(sides["codes"], sides["scale"], sides["zero"], 4),
+        Packed(right.tensors["codes"], right.tensors["scale"], None, 3),
+    )
+    assert torch.equal(found, low_rank_matmul(inputs, *operands))
+    assert torch.allclose(found, inputs @ weight.to_dense().T, atol=1e-4)

@@ -77,3 +77,9 @@ def test_wrong_length():
 def test_not_a_matrix():
     with pytest.raises(ValueError, match="matrix"):
         pack_bits(torch.zeros(4, dtype=torch.uint8), 4)
+
+
+def test_a_row_that_was_a_column_is_packed_like_any_row():
+    """Its strides are those of a column, though it counts as contiguous."""
+    codes = torch.arange(16)
+    assert torch.equal(pack_bits(codes[:, None].T, 4), pack_bits(codes[None], 4))
