@@ -38,7 +38,7 @@ def compress(
         str | None, Option(help="corpus, or a data recipe: selfgen-t1, mix:selfgen-t1.")
     ] = None,
     finish: Annotated[
-        str | None, Option(help="What tunes the blocks: signround-STEPS, or none.")
+        str | None, Option(help="What tunes the blocks: [gptaq+]signround-STEPS, gptaq or none.")
     ] = None,
 ) -> None:
     """Apply one method to every linear and write a native folder.

@@ -15,7 +15,7 @@ import torch
 
 from autocomp.config import StudyConfig
 from autocomp.core.cost import WEIGHT_BYTES
-from autocomp.core.finish import finish_spec
+from autocomp.core.finish import finish_spec, two_streams
 from autocomp.core.metric import TASK_ERROR
 from autocomp.core.registry import METHODS, load_object
 from autocomp.core.sketch import Site, Sketch
@@ -210,6 +210,8 @@ def estimate(config: StudyConfig) -> Estimate:
     reference = compared * (macs + 2 * head) / speed.single
     finish = data.calibration_tokens * (6 * macs / speed.body + moments / 2 / speed.single)
     finish += 3 * _tuned_tokens(config) * macs / speed.body
+    if two_streams(config.search.finish):
+        finish += data.calibration_tokens * (macs / speed.body + moments / 2 / speed.single)
     finalists = config.search.finalists * config.search.finish_budgets + 2
     per_finalist = (
         finish
