@@ -25,7 +25,7 @@ from autocomp.core.spec import LayerSpec
         (("awq", 4, 32), "awq+rtn-w4g32-clip"),
         (("actorder", 3, None), "actorder+gptq-w3g64"),
         (("rotation", 2, None), "rotation-hadamard+gptq-w2g64"),
-        (("quip", 2, None), "rotation-orthogonal+quip-w2-p1"),
+        (("quip", 2, None), "rotation-orthogonal-rescaled+quip-w2-p1-orthogonal"),
         (("magnitude-2:4+rtn-w4g64", 4, 64), "magnitude-2:4+rtn-w4g64"),
     ],
 )
