@@ -76,6 +76,7 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
     "quip": {
         "valid": ("-w2", "-w3-p1", "-w4-p2", "-w3-hadamard", "-w2-p1-orthogonal"),
+        "mixing rows": ("-w3-hadamard", "-w2-p1-orthogonal"),
         "column": ("-w4", "-w4-orthogonal"),
         "ladder": ("-w2", "-w3", "-w4"),
     },
