@@ -203,6 +203,33 @@ class Rotation(Step):
         return _rotation(self.in_features, self.kind, self.seed, like.dtype, like.device)
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledRotation(Rotation):
+    """``T x = R (x / s)``: a rotation R behind ``scale`` s (in,) float16, which is stored."""
+
+    name: ClassVar[str] = "scaled-rotation"
+
+    @property
+    def _scale(self) -> Scale:
+        return Scale(self.in_features)
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return ``scale``."""
+        return self._scale.tensors()
+
+    def apply(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return ``R (x / s)``."""
+        return self._turn(inputs.float() / tensors["scale"].float()).to(inputs.dtype)
+
+    def absorb(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return ``(W · s) Rᵀ``."""
+        return self._turn(self._scale.absorb(weight, tensors))
+
+    def merge(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return ``(W' R) / s``."""
+        return self._scale.merge(Rotation.merge(self, weight, {}), tensors)
+
+
 def _kronecker(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """Return ``(F₁ ⊗ F₂ ⊗ …) x`` of rows (…, in): each factor takes its axis and moves it last."""
     shape = rows.shape

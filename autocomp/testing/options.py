@@ -75,8 +75,9 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "refused": ("-w3g5-t3", "-w4g64-t5"),
     },
     "quip": {
-        "valid": ("-w2", "-w3-p1", "-w4-p2"),
-        "column": ("-w4",),
+        "valid": ("-w2", "-w3-p1", "-w4-p2", "-w3-hadamard", "-w2-p1-orthogonal"),
+        "mixing rows": ("-w3-hadamard", "-w2-p1-orthogonal"),
+        "column": ("-w4", "-w4-orthogonal"),
         "ladder": ("-w2", "-w3", "-w4"),
     },
     "spqr": {
@@ -109,7 +110,7 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
     "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
     "rotation": {
-        "valid": ("-hadamard", "-orthogonal", "-full", "-hadamard-s7"),
+        "valid": ("-hadamard", "-orthogonal", "-full-rescaled", "-hadamard-s7"),
         "column": ("-hadamard", "-orthogonal"),
     },
     "absmax": {

@@ -66,6 +66,18 @@ def test_no_steps_is_no_finish(benches):
     assert same(plain, still)
 
 
+def test_the_second_stream_starts_as_the_first_and_pays(trained_llama_path, benches):
+    """Nothing is compressed in front of the first input; over all, less KL on the text it saw."""
+    plan = plan_of(benches["none"], linear="gptq-w2g32")
+    plain = recompress(benches["none"], plan, Silent())
+    two = recompress(workbench(trained_llama_path, "gptaq"), plan, Silent())
+    first = benches["none"].layout.block_names[0]
+    same_input = [f"{first}.self_attn.{role}_proj" for role in "qkv"]
+    assert same({name: plain[name] for name in same_input}, two)
+    assert not same(plain, two)
+    assert distance(benches["none"], two) < 0.9 * distance(benches["none"], plain)
+
+
 def test_tuned_blocks_are_nearer_to_the_model_and_as_large(benches):
     """At 3 bits, on the calibration text: a fifth less KL than sequential GPTQ alone."""
     plan = plan_of(benches["none"], linear="gptq-w3g32")
