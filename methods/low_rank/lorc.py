@@ -24,8 +24,9 @@ class Lorc(ResidualMethod):
     """``W ≈ Ŵ + A B`` with the least ``tr((E − A B) H (E − A B)ᵀ)`` of a rank, ``E = W − Ŵ``.
 
     That is the whitened SVD of the error (out, in) in place of the plain one of the paper, so it
-    corrects outputs; it is also the closed form of QERA, https://arxiv.org/abs/2410.06040. Rounded factors are rounded as a factor and a quantizer together are: B with
-    feedback under H, then A after it is refitted to the rounded B.
+    corrects outputs; it is also the closed form of QERA, https://arxiv.org/abs/2410.06040.
+    Rounded factors are rounded as a factor and a quantizer together are: B with feedback under H,
+    then A after it is refitted to the rounded B.
 
     Reference:
         Yao et al. 2023, ZeroQuant-V2 (LoRC), https://arxiv.org/abs/2303.08302
