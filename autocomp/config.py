@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from autocomp.core.allocation import DEFAULT_ALLOCATIONS, allocation_tokens
 from autocomp.core.cost import LIMITS, MODELLED, TIMES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.finish import DEFAULT_FINISH, finish_spec
@@ -41,6 +43,7 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+Allocations = Annotated[tuple[str, ...], AfterValidator(allocation_tokens)]
 
 
 class _Strict(BaseModel):
@@ -235,8 +238,10 @@ class SearchConfig(_Strict):
     the blocks of a finalist after the layer methods, or ``none``. ``finalists`` plans are finished
     at each of the ``finish_budgets`` largest budgets of the ladder, and up to ``more_finalists``
     others where finished results contradict searched ones. ``sampler`` names what proposes
-    plans, and ``moves`` the moves that it may make; empty allows all. ``warm_from`` names the
-    directories of other studies, whose corrections of the scores this one starts from.
+    plans, and ``moves`` the moves that it may make; empty allows all. ``allocations`` are the
+    methods whose plans are among the first where the space has masks or ranks (``autocomp ls
+    allocations``); empty leaves them out. ``warm_from`` names the directories of other studies,
+    whose corrections of the scores this one starts from.
     ``workers`` processes measure plans at a time; ``driver`` is ``inline`` (this process, one
     worker) or ``ray``, and follows from ``workers`` when not given. ``score`` names what predicts
     the loss of an option before anything is measured.
@@ -252,9 +257,10 @@ class SearchConfig(_Strict):
     ladder: Count = 4
     lowest_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     at_budget: Annotated[float, Field(ge=0, le=1)] = 0.8
-    score: str = "kronecker"
-    sampler: str = "auto"
+    score: Annotated[str, AfterValidator(SCORES.check)] = "kronecker"
+    sampler: Annotated[str, AfterValidator(SAMPLERS.check)] = "auto"
     moves: tuple[str, ...] = ()
+    allocations: Allocations = DEFAULT_ALLOCATIONS
     warm_from: tuple[str, ...] = ()
     workers: Count = 1
     driver: str | None = None
@@ -278,16 +284,6 @@ class SearchConfig(_Strict):
                 "take the driver ray"
             )
         return self
-
-    @field_validator("score")
-    @classmethod
-    def _known_score(cls, value: str) -> str:
-        return SCORES.check(value)
-
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, value: str) -> str:
-        return SAMPLERS.check(value)
 
     @field_validator("finish")
     @classmethod

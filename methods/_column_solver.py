@@ -10,8 +10,9 @@ Reference:
     Frantar and Alistarh 2023, SparseGPT, https://arxiv.org/abs/2301.00774
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import NamedTuple, Self
 
 import torch
@@ -27,6 +28,8 @@ from autocomp.methods._uniform import AffineGrid
 DAMPING = 0.01
 STRIP = 128
 CHUNK = 32
+STACKED_ROWS = 2048
+"""Rows that are rounded together: enough to hide the cost of a step, few enough for a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,9 @@ class ColumnFactor:
         hessian = require(stats, "hessian", method, inputs)
         assert stats is not None
         key = f"column_factor/{'act_order' if act_order else 'natural_order'}"
-        if key not in stats.derived:
-            stats.derived[key] = cls.of(hessian, act_order)
+        with stats.derived.setdefault("column_factor/lock", Lock()):  # one worker makes it
+            if key not in stats.derived:
+                stats.derived[key] = cls.of(hessian, act_order)
         factor: Self = stats.derived[key]
         return factor
 
@@ -116,6 +120,35 @@ class GroupFit(NamedTuple):
     size: int
     bits: int
     fit: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+    @property
+    def levels(self) -> int:
+        """The largest code."""
+        return 2**self.bits - 1
+
+
+class _Stacked(NamedTuple):
+    """The grids of several weights, one below another.
+
+    Args:
+        scale: (out, groups).
+        zero: (out, groups).
+        levels: (out,), the largest code of each row.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    levels: Tensor
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor], grids: Sequence[AffineGrid]) -> Self:
+        """Return the grids of all rows, in order."""
+        levels = [
+            weight.new_full((len(weight),), grid.levels)
+            for weight, grid in zip(weights, grids, strict=True)
+        ]
+        scale, zero = (torch.cat([grid[side] for grid in grids]) for side in (0, 1))
+        return cls(scale, zero, torch.cat(levels))
 
 
 class Solved(NamedTuple):
@@ -180,11 +213,43 @@ def solve_columns(
     Raises:
         PlanError: If a pattern would straddle two strips.
     """
-    columns = weight.shape[1]
     work = _Work(weight, factor, keep, prune, grid)
     if spare is not None:
         work.spare(spare)
-    value, error, lower = work.value, work.error, factor.lower
+    _visit(work, prune, grid, strip)
+    return work.solved()
+
+
+@torch.no_grad()
+def round_columns(
+    weights: Sequence[Tensor], factor: ColumnFactor, grids: Sequence[AffineGrid]
+) -> list[Tensor]:
+    """Return the codes, (out, in) uint8, of weights on static grids, as ``solve_columns`` does.
+
+    The weights read the same input: several linears, or one at several widths. As a row has no
+    part in what becomes of another, all are rounded in one run, one below another, and share the
+    steps that a column takes.
+
+    Args:
+        weights: Each (out, in), not modified.
+        factor: Factor of the inverse second moments of that input, and the visiting order.
+        grids: A grid each, with equally many groups a row.
+    """
+    grid = _Stacked.of(weights, grids)
+    work = _Work(torch.cat(list(weights)), factor, None, None, grid)
+    _visit(work, None, grid, STRIP)
+    return list(work.codes().split([len(weight) for weight in weights]))
+
+
+def _visit(
+    work: "_Work",
+    prune: MaskSpec | None,
+    grid: "AffineGrid | _Stacked | GroupFit | None",
+    strip: int,
+) -> None:
+    """Round and prune all columns."""
+    value, error, lower = work.value, work.error, work.factor.lower
+    columns = len(value)
     chunk = CHUNK
     if prune is not None and prune.m is not None:
         check_strip(prune, strip)
@@ -212,7 +277,6 @@ def solve_columns(
                         error[low:column].T, lower[column, low:column], alpha=-1
                     )
                 work.settle(column)
-    return work.solved()
 
 
 class _Work:
@@ -224,10 +288,10 @@ class _Work:
         factor: ColumnFactor,
         keep: Tensor | None,
         prune: MaskSpec | None,
-        grid: AffineGrid | GroupFit | None,
+        grid: AffineGrid | _Stacked | GroupFit | None,
     ) -> None:
         self.factor = factor
-        self.levels = 0 if grid is None else 2**grid.bits - 1
+        self.rounds = grid is not None
         self.value = weight.T.index_select(0, factor.order).contiguous()
         self.value[factor.dead] = 0
         self.error = torch.empty_like(self.value)
@@ -241,6 +305,7 @@ class _Work:
         self.extra: Tensor | None = None
         if grid is None:
             return
+        self.levels = grid.levels
         self.rounded = torch.empty_like(self.value)
         self.steps = self.rounded.unbind()
         if isinstance(grid, GroupFit):
@@ -282,7 +347,7 @@ class _Work:
     def settle(self, column: int) -> None:
         """Round and prune one column; what is lost becomes its error."""
         value, error = self.values[column], self.errors[column]
-        if not self.levels:
+        if not self.rounds:
             torch.addcmul(value, value, self.masks[column], value=-1, out=error)
             return
         scale, low, high, lack = self.grids[self.groups[column]]
@@ -301,15 +366,20 @@ class _Work:
         """Return the result in the layout of the weight."""
         pivots = self.factor.pivots[:, None]
         loss = 0.5 * float((self.error / pivots).square().sum())
-        if not self.levels:
+        if not self.rounds:
             weight, codes = self.value - self.error, None
         else:
             weight = self.rounded * self.scale[self.group]
             if self.extra is not None:
                 weight += self.extra
-            codes = self._restore((self.rounded + self.zero[self.group]).round_()).to(torch.uint8)
+            codes = self.codes()
         keep = None if self.kept is None else self._restore(self.kept).to(torch.bool)
         return Solved(self._restore(weight), codes, keep, loss)
+
+    def codes(self) -> Tensor:
+        """Return the codes, (out, in) uint8."""
+        codes = (self.rounded + self.zero[self.group]).round_()
+        return self._restore(codes.to(torch.uint8))
 
     def _restore(self, columns: Tensor) -> Tensor:
         """Return (in, out) in visiting order as (out, in) in the original order."""

@@ -1,6 +1,6 @@
 """The slots that make a weight, factor, mask and quantizer: one alone, or two solved jointly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
 from autocomp.formats.uniform import Grid
-from autocomp.methods._column_solver import ColumnFactor, solve_columns
+from autocomp.methods._column_solver import STACKED_ROWS, ColumnFactor, solve_columns
 from autocomp.methods._hessian import cholesky, require
 
 Shape = tuple[int, int]
@@ -52,6 +52,39 @@ def has_feedback(spec: LayerSpec) -> bool:
     return any(Needs.HESSIAN in method_of(part).needs for part in spec.filled())
 
 
+# --- several weights in one run
+
+
+def stacks(rows: Sequence[int], specs: Sequence[LayerSpec]) -> list[list[int]]:
+    """Return which weights that read the same input to compress together, by their index.
+
+    Args:
+        rows: Rows of each weight.
+        specs: What is done to each.
+    """
+    found: list[list[int]] = []
+    last: dict[tuple[str, int | None], list[int]] = {}
+    for index, spec in enumerate(specs):
+        kind = stack_of(spec)
+        stack = None if kind is None else last.get(kind)
+        if stack is None or sum(rows[other] for other in stack) + rows[index] > STACKED_ROWS:
+            stack = []
+            found.append(stack)
+            if kind is not None:
+                last[kind] = stack
+        stack.append(index)
+    return found
+
+
+def stack_of(spec: LayerSpec) -> tuple[str, int | None] | None:
+    """Return what specs have in common that one run can serve; ``None`` if it serves no other."""
+    if spec.filled() != (spec.quantizer,):
+        return None
+    if not hasattr(method_of(spec.quantizer), "compress_together"):
+        return None
+    return spec.quantizer.method, spec.quantizer.group_size
+
+
 # --- one slot, or none
 
 
@@ -75,7 +108,31 @@ def _alone(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> 
     return compressed
 
 
-# --- mask and quantizer
+# --- mask, refinement and quantizer
+
+
+def _chosen(weight: Tensor, spec: LayerSpec, stats: Stats | None) -> Tensor:
+    """Return the mask (out, in) bool, refined where a slot asks for it."""
+    keep: Tensor = method_of(spec.mask).mask(weight, spec.mask, stats)
+    if spec.refinement is not None:
+        refine = method_of(spec.refinement).refine
+        keep = refine(weight, keep, spec.mask, spec.refinement, stats)
+    return keep
+
+
+def _refined_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
+    return method_of(spec.mask).layout(spec.mask, shape, dtype)
+
+
+def _refined(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
+    """Prune by a refined mask; under it an adaptive method updates what is kept once more."""
+    packed = _refined_layout(spec, shape_of(weight), dtype)
+    keep = _chosen(weight, spec, stats)
+    if method_of(spec.mask).adaptive:
+        factor = ColumnFactor.shared(stats, False, spec.token(), weight.shape[1])
+        weight = solve_columns(weight, factor, keep=keep).weight
+    compressed: CompressedWeight = packed.pack(keep, weight)
+    return compressed
 
 
 def _static(spec: LayerSpec) -> UniformSpec:
@@ -103,26 +160,29 @@ def _sparse_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
 def _sparse(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
     """Prune and round; in one run of the column solver when a method solves under H.
 
-    A fixed mask comes first, and the grid is that of the kept values and zero. An adaptive mask
-    is chosen inside the solver, so the grid is that of the whole weight. Columns are visited in
-    act-order if the quantizer asks for it, but in natural order for an adaptive N:M mask.
+    A fixed or refined mask comes first, and the grid is that of the kept values and zero. An
+    adaptive mask is chosen inside the solver, so the grid is that of the whole weight; refined, it
+    is fixed like any other, but what it removes still moves into the weights that it keeps.
+    Columns are visited in act-order if the quantizer asks for it, but in natural order where an
+    N:M mask is chosen on the way.
     """
     mask, quantizer = method_of(spec.mask), method_of(spec.quantizer)
     packed = _sparse_layout(spec, shape_of(weight), dtype)
-    keep = None
-    if not mask.adaptive:
-        keep = mask.mask(weight, spec.mask, stats)
-        weight = weight * keep
-    grid = quantizer.grid(weight, spec.quantizer, stats)
+    keep, pruned = None, weight
+    if not mask.adaptive or spec.refinement is not None:
+        keep = _chosen(weight, spec, stats)
+        pruned = weight * keep
+    grid = quantizer.grid(pruned, spec.quantizer, stats)
     codes = None
     if has_feedback(spec):
-        patterned = mask.adaptive and spec.mask.m is not None
+        patterned = keep is None and spec.mask.m is not None
         act_order = Needs.HESSIAN in quantizer.needs and not patterned
         factor = ColumnFactor.shared(stats, act_order, spec.token(), weight.shape[1])
-        prune = spec.mask if mask.adaptive else None
-        _, codes, keep, _ = solve_columns(weight, factor, keep=keep, prune=prune, grid=grid)
+        prune = spec.mask if keep is None else None
+        start = weight if mask.adaptive else pruned
+        _, codes, keep, _ = solve_columns(start, factor, keep=keep, prune=prune, grid=grid)
     else:
-        codes = grid.codes(weight)
+        codes = grid.codes(pruned)
     compressed: CompressedWeight = packed.pack(keep, codes, grid.scale, grid.zero)
     return compressed
 
@@ -211,7 +271,9 @@ COMBINATIONS: dict[tuple[str, ...], Combination] = {
     ("quantizer",): _ALONE,
     ("mask",): _ALONE,
     ("factor",): _ALONE,
+    ("mask", "refinement"): Combination(_refined_layout, _refined),
     ("mask", "quantizer"): Combination(_sparse_layout, _sparse),
+    ("mask", "refinement", "quantizer"): Combination(_sparse_layout, _sparse),
     ("factor", "quantizer"): Combination(_factors_layout, _factors),
 }
 

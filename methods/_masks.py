@@ -62,25 +62,55 @@ def pattern_mask(score: Tensor, spec: MaskSpec) -> Tensor:
     return mask.reshape(score.shape)
 
 
-class MaskMethod(ABC):
-    """What mask methods share: layout, packing, and which sites they apply to.
+def wanda_score(weight: Tensor, norms: Tensor) -> Tensor:
+    """Return ``|W_ij| ‖x_j‖`` (out, in), the root of what dropping w alone costs the output.
 
+    Args:
+        weight: (out, in).
+        norms: (in,), ``sqrt(E[x²])``.
+    """
+    return weight.abs() * norms
+
+
+class MaskMethod(ABC):
+    """What mask methods share: a score, exact counts, layout, packing, and where they apply.
+
+    The mask keeps the largest scores: of every ``m`` inputs, of each row, or of the matrix.
     ``adaptive`` says that the mask is chosen inside the column solver, with the update of what
-    it keeps.
+    it keeps, and ``by_row`` that unstructured masks drop equally many weights of every row.
     """
 
     scope: ClassVar[Scope] = "site"
     formats: ClassVar[tuple[str, ...]] = ("bitmask", "nm")
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
     adaptive: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
 
     @abstractmethod
+    def score(self, weight: Tensor, spec: Any, stats: Stats | None) -> Tensor:
+        """Return what each weight (out, in) is worth, (out, in) fp32, none below 0."""
+
     def dropped(self, sparsity: float, shape: tuple[int, int]) -> int:
-        """Return how many weights an unstructured mask removes from a weight (out, in)."""
+        """Return how many weights an unstructured mask removes from a weight (out, in).
 
-    @abstractmethod
+        ``out · ⌊in·s⌋`` by row, ``⌊out·in·s⌋`` of the matrix.
+        """
+        out_features, in_features = shape
+        if self.by_row:
+            return out_features * removed(in_features, sparsity)
+        return removed(out_features * in_features, sparsity)
+
     def mask(self, weight: Tensor, spec: Any, stats: Stats | None) -> Tensor:
-        """Return the keep-mask (out, in) bool of a weight (out, in)."""
+        """Return the keep-mask (out, in) bool of a weight (out, in).
+
+        Raises:
+            PlanError: If a statistic is missing.
+        """
+        score = self.score(weight, spec, stats)
+        if spec.sparsity is None:
+            return pattern_mask(score, spec)
+        rows = score if self.by_row else score.reshape(1, -1)
+        return drop_smallest(rows, removed(rows.shape[1], spec.sparsity)).view(weight.shape)
 
     def layout(
         self, spec: MaskSpec, shape: tuple[int, int], dtype: str, grid: Grid | None = None

@@ -19,11 +19,29 @@ from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Step
 from autocomp.formats.sum import Sum
-from autocomp.methods._joint import Shape, combination, method_of, needs_alone, shape_of
+from autocomp.methods._joint import (
+    Shape,
+    combination,
+    method_of,
+    needs_alone,
+    shape_of,
+    stack_of,
+    stacks,
+)
 from autocomp.methods._steps import needs_behind, stepped
 from autocomp.methods._uniform import AffineGrid
 
-__all__ = ["check", "check_slots", "compress", "fit_input", "layout", "needs", "version"]
+__all__ = [
+    "check",
+    "check_slots",
+    "compress",
+    "compress_together",
+    "fit_input",
+    "layout",
+    "needs",
+    "stacks",
+    "version",
+]
 
 
 def layout(spec: LayerSpec, shape: Shape, dtype: str) -> Format:
@@ -66,6 +84,36 @@ def compress(
             input of another width.
         UnsupportedError: If the slots do not go together.
     """
+    weight = _checked(weight, spec, stats)
+    return _finite(_compress(weight, spec, stats, dtype, step), spec)
+
+
+@torch.no_grad()
+def compress_together(
+    weights: Sequence[Tensor], specs: Sequence[LayerSpec], stats: Stats | None, dtype: str
+) -> list[CompressedWeight]:
+    """Compress weights that read the same input, each as :func:`compress` would by itself.
+
+    Args:
+        weights: Each (out, in).
+        specs: What is done to each; those of a stack (see :func:`stacks`) in one run.
+        stats: Statistics of the input.
+        dtype: Dtype of uncompressed values.
+
+    Raises:
+        As :func:`compress`.
+    """
+    if len({stack_of(spec) for spec in specs}) > 1 or stack_of(specs[0]) is None:
+        pairs = zip(weights, specs, strict=True)
+        return [compress(weight, spec, stats, dtype) for weight, spec in pairs]
+    checked = [_checked(weight, spec, stats) for weight, spec in zip(weights, specs, strict=True)]
+    quantizers = [spec.quantizer for spec in specs]
+    found = method_of(quantizers[0]).compress_together(checked, quantizers, stats, dtype)
+    return [_finite(weight, spec) for weight, spec in zip(found, specs, strict=True)]
+
+
+def _checked(weight: Tensor, spec: LayerSpec, stats: Stats | None) -> Tensor:
+    """Return a weight in fp32, checked together with what is done to it."""
     if weight.dim() != 2:
         raise PlanError(f"a weight is a matrix (out, in), got shape {tuple(weight.shape)}.")
     check_slots(spec)
@@ -75,7 +123,11 @@ def compress(
             f"the weight holds NaN or infinity; {spec.token()} cannot compress it."
         )
     _check_width(stats, spec, weight.shape[1])
-    compressed = _compress(weight, spec, stats, dtype, step)
+    return weight
+
+
+def _finite(compressed: CompressedWeight, spec: LayerSpec) -> CompressedWeight:
+    """Return a compressed weight unless a value does not fit its dtype."""
     for name, tensor in compressed.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NumericalError(
@@ -162,14 +214,19 @@ TOGETHER = frozenset(
     for pair in (
         ("input", "factor"),
         ("input", "mask"),
+        ("input", "refinement"),
         ("input", "quantizer"),
         ("input", "residual"),
         ("input", "activation"),
         ("factor", "quantizer"),
         ("factor", "activation"),
+        ("mask", "refinement"),
         ("mask", "quantizer"),
         ("mask", "residual"),
         ("mask", "activation"),
+        ("refinement", "quantizer"),
+        ("refinement", "residual"),
+        ("refinement", "activation"),
         ("quantizer", "residual"),
         ("quantizer", "activation"),
         ("residual", "activation"),
@@ -179,6 +236,7 @@ TOGETHER = frozenset(
 
 REQUIRES = {
     "input": ("factor", "mask", "quantizer"),
+    "refinement": ("mask",),
     "residual": ("mask", "quantizer"),
     "activation": ("quantizer",),
 }
@@ -204,6 +262,10 @@ def check_slots(spec: LayerSpec) -> None:
             raise UnsupportedError(
                 f"{spec.token()}: the {slot} slot needs one of {', '.join(needed)} beside it."
             )
+    for part in spec.filled():
+        method = method_of(part)
+        if hasattr(method, "check_layer"):
+            method.check_layer(spec)
     step = _step(spec.input, (1, 1))
     if step is not None and not step.diagonal and Needs.SENSITIVITY in needs_alone(spec):
         raise UnsupportedError(

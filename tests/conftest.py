@@ -5,9 +5,17 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read when Triton is imported, which the kernels then see: they are interpreted on request.
+    os.environ["TRITON_INTERPRET"] = "1"
+    with suppress(ImportError):
+        import triton  # noqa: F401
 
 from autocomp import env
 from autocomp.data import load_corpus

@@ -12,6 +12,7 @@ from autocomp.cli.options import Output
 from autocomp.config import presets
 from autocomp.core.errors import ConfigError
 from autocomp.core.registry import (
+    ALLOCATIONS,
     FORMATS,
     KERNELS,
     METHODS,
@@ -30,6 +31,7 @@ REGISTRIES = {
     "formats": FORMATS,
     "scores": SCORES,
     "samplers": SAMPLERS,
+    "allocations": ALLOCATIONS,
 }
 MODELS = (
     {"name": "smollm2-135m", "summary": "embedded reference model, offline once installed"},
@@ -52,7 +54,7 @@ def ls(
     kind: Annotated[str, Argument(help=", ".join(KINDS))],
     output: Output,
 ) -> None:
-    """List methods, spaces, kernels, formats, scores, samplers, devices, models, data, presets.
+    """List what there is to choose from: methods, spaces, samplers and all other tables.
 
     - `autocomp ls methods`
     - `autocomp ls spaces --json`

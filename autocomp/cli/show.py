@@ -22,6 +22,10 @@ CAPTION = (
     "{0}: predicted, corrected by what the study measured. Alternatives: the nearest smaller and "
     "larger options; change of bytes, change of {0}, its price a megabyte"
 )
+MARGINS = (
+    "Change of {0} a megabyte: what the next smaller option of a kind (−) adds, and what the next "
+    "larger one (+) takes off; which they are: --json"
+)
 
 
 def show_plan(
@@ -33,6 +37,8 @@ def show_plan(
     ] = 1,
 ) -> None:
     """Show why each layer got its bits: bytes, predicted loss, and what a change would cost.
+
+    A second table prices bits, sparsity and rank at the margin of every layer.
 
     - `autocomp show runs/demo`
     - `autocomp show runs/demo --trial 17 --alternatives 4`
@@ -46,7 +52,7 @@ def show_plan(
     if output.json:
         show_json(found.to_json())
     else:
-        show(plan_table(found, alternatives), *facts(found))
+        show(plan_table(found, alternatives), margin_table(found), *facts(found))
 
 
 def facts(found: "PlanTable") -> list[RenderableType]:
@@ -90,23 +96,34 @@ def plan_table(found: "PlanTable", count: int) -> Table:
 
 
 def nearest_sizes(options: Sequence["Alternative"], count: int) -> list["Alternative"]:
-    """Return the ``count`` nearest smaller and larger options that are worth a thought.
+    """Return the ``count`` nearest smaller and larger options that are worth a thought."""
+    from autocomp.search.explain import worthwhile
 
-    Left out is what another option, the chosen one included, beats in bytes and in loss.
-    """
-    points = [(option.delta_bytes, option.delta_loss) for option in options] + [(0, 0.0)]
-
-    def beaten(option: "Alternative") -> bool:
-        mine = (option.delta_bytes, option.delta_loss)
-        return any(
-            size <= mine[0] and loss <= mine[1] and (size, loss) != mine for size, loss in points
-        )
-
-    kept = [option for option in options if not beaten(option)]
-    ordered = sorted(kept, key=lambda option: option.delta_bytes)
+    ordered = worthwhile(options)
     smaller = [option for option in ordered if option.delta_bytes < 0]
     larger = [option for option in ordered if option.delta_bytes >= 0]
     return smaller[max(0, len(smaller) - count) :] + larger[:count]
+
+
+def margin_table(found: "PlanTable") -> Table:
+    """Return the price of the next smaller and of the next larger option of every kind."""
+    name = short_name(found.metric)
+    rows = [(row, row.margins) for row in found.rows]
+    kinds = list(dict.fromkeys(kind for _, margins in rows for kind in margins))
+    table = Table(title="Prices at the margin", title_justify="left", caption=MARGINS.format(name))
+    table.add_column("site", no_wrap=True)
+    table.add_column("option", no_wrap=True)
+    for kind in kinds:
+        for step in ("−", "+"):
+            table.add_column(f"{kind}\n{step}", justify="right", no_wrap=True)
+    for row, margins in rows:
+        steps = []
+        for kind in kinds:
+            margin = margins.get(kind)
+            steps += [margin.cheaper, margin.dearer] if margin else [None, None]
+        cells = ("" if step is None else f"{step.price:.2g}" for step in steps)
+        table.add_row(row.site, row.token, *cells)
+    return table
 
 
 def _line(option: "Alternative") -> str:

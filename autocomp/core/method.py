@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from autocomp.core.sketch import SiteKind, Sketch
-from autocomp.core.spec import LayerSpec
+from autocomp.core.spec import LayerSpec, MaskSpec
 from autocomp.core.stats import Needs, Stats
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Scope = Literal["site", "input", "block", "cache", "architecture", "model", "data"]
+Scope = Literal["site", "input", "refinement", "block", "cache", "architecture", "model", "data"]
 
 
 @runtime_checkable
@@ -26,7 +26,8 @@ class Method(Protocol):
     Class attributes: ``scope`` (which contract below it fulfils), ``spec`` (the spec dataclass),
     ``version`` (part of store keys: raise it when results change), ``summary`` (one line),
     ``reference`` (URL of the paper) and ``needs`` (statistics it reads). A method some of whose
-    specs read more has a ``needs_of(spec)`` that returns what they add.
+    specs read more has a ``needs_of(spec)`` that returns what they add, one that makes no sense
+    beside just any other a ``check_layer(layer_spec)`` that raises an ``UnsupportedError``.
     """
 
     scope: ClassVar[Scope]
@@ -43,7 +44,9 @@ class SiteMethod(Method, Protocol):
 
     Scope ``site``: the slots structure, factor, mask, quantizer and residual. A residual method is
     given the error ``W − Ŵ`` of the other slots as its weight. ``kinds`` says which kinds of site
-    it applies to, ``formats`` which formats its layouts have.
+    it applies to, ``formats`` which formats its layouts have. A quantizer with groups may have a
+    ``compress_together(weights, specs, stats, dtype)`` that does in one run what ``compress`` does
+    to several weights that read the same input, on groups of one size.
     """
 
     kinds: ClassVar[frozenset[SiteKind]]
@@ -105,6 +108,27 @@ class InputMethod(Method, Protocol):
             readers: The linears; none for the activation slot, which sees statistics alone.
             spec: The method's spec.
             stats: Statistics of the input, for the activation slot of what it rounds.
+        """
+        ...
+
+
+@runtime_checkable
+class RefinementMethod(Method, Protocol):
+    """Chooses other weights for a mask, as many of every row. Scope and slot ``refinement``."""
+
+    kinds: ClassVar[frozenset[SiteKind]]
+
+    def refine(
+        self, weight: "Tensor", keep: "Tensor", mask: MaskSpec, spec: Any, stats: Stats | None
+    ) -> "Tensor":
+        """Return the refined mask, (out, in) bool, True is kept.
+
+        Args:
+            weight: (out, in) fp32, the original.
+            keep: (out, in) bool, what a mask method chose; not modified.
+            mask: The spec of that mask, whose pattern the result follows too.
+            spec: The method's spec.
+            stats: Statistics of the input.
         """
         ...
 

@@ -13,7 +13,8 @@ from autocomp.core.errors import PlanError
 from autocomp.core.registry import METHODS
 
 SLOTS = (
-    "structure", "input", "factor", "mask", "quantizer", "residual", "activation", "cache",
+    "structure", "input", "factor", "mask", "refinement", "quantizer", "residual", "activation",
+    "cache",
 )  # fmt: skip
 NATIVE_ONLY = frozenset({"activation", "cache"})
 """Slots that change what is computed, not a weight: no dense checkpoint can express them."""
@@ -229,6 +230,7 @@ class LayerSpec:
     input: Any = None
     factor: Any = None
     mask: Any = None
+    refinement: Any = None
     quantizer: Any = None
     residual: Any = None
     activation: Any = None

@@ -17,6 +17,7 @@ from autocomp.cost.memory import (
     cache_bytes,
     peak_memory_bytes,
     plan_cache_bytes,
+    workspace_bytes,
 )
 from autocomp.cost.models import CostModel, Roofline, Workload
 from autocomp.cost.times import TimeTable
@@ -52,4 +53,5 @@ __all__ = [
     "site_data_bytes",
     "site_flops",
     "weight_bytes",
+    "workspace_bytes",
 ]

@@ -7,6 +7,10 @@ from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import is_bypassed, native_infos
 
 LOGIT_BYTES = 4
+DECODED_AT_ONCE = 1 << 20
+"""Weights that a kernel without packed products decodes at a time."""
+DECODED_BYTES = 7
+"""Of one of them, at most at once: fp32, its code, and the words that codes are parted in."""
 
 
 def cache_bytes(sketch: Sketch, site: str, spec: LayerSpec, *, context: int, batch: int) -> int:
@@ -61,11 +65,22 @@ def activation_bytes(sketch: Sketch, *, context: int, batch: int) -> int:
     return stream + batch * sketch.vocab_size * LOGIT_BYTES
 
 
-def peak_memory_bytes(sketch: Sketch, plan: Plan, *, context: int, batch: int) -> int:
-    """Return weights + key/value cache + activations in bytes, for a run on packed weights.
+def workspace_bytes(sketch: Sketch) -> int:
+    """Return what decoding packed weights takes in bytes, the same for every plan.
 
-    The weights count as they are stored. A runtime that decodes them once and keeps the copy, as
-    ``autocomp.load`` does on a machine without packed kernels, needs the dense weights on top.
+    ``7 · min(2^20, the largest weight)``: a block of rows of a weight, decoded and forgotten.
+    Formats without a product of their own decode a whole weight; hardware that multiplies codes
+    needs nothing.
+    """
+    largest = max(site.shape[0] * site.shape[1] for site in sketch.weights())
+    return DECODED_BYTES * min(DECODED_AT_ONCE, largest)
+
+
+def peak_memory_bytes(sketch: Sketch, plan: Plan, *, context: int, batch: int) -> int:
+    """Return weights + key/value cache + activations + workspace in bytes.
+
+    The weights count as they are stored: ``autocomp.load`` keeps them packed. Its memory policy
+    ``decoded`` needs the dense weights on top.
 
     Args:
         sketch: The model.
@@ -78,4 +93,5 @@ def peak_memory_bytes(sketch: Sketch, plan: Plan, *, context: int, batch: int) -
     """
     weights = sum(info.nbytes for info in native_infos(sketch, plan).values())
     cache = plan_cache_bytes(sketch, plan, context=context, batch=batch)
-    return weights + cache + activation_bytes(sketch, context=context, batch=batch)
+    running = activation_bytes(sketch, context=context, batch=batch) + workspace_bytes(sketch)
+    return weights + cache + running

@@ -34,7 +34,7 @@ from autocomp.cost.bytes import (
 )
 from autocomp.cost.device import Device
 from autocomp.cost.flops import site_flops
-from autocomp.cost.memory import activation_bytes, cache_bytes
+from autocomp.cost.memory import activation_bytes, cache_bytes, workspace_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +136,10 @@ class PeakMemoryBytes(Additive):
     name: ClassVar[str] = PEAK_MEMORY_BYTES
 
     def fixed(self) -> int:
-        """Return the bytes of activations and of weights that no decision changes."""
+        """Return the bytes of what runs, and of weights that no decision changes."""
         work = self.workload
         activations = activation_bytes(self.sketch, context=work.context, batch=work.batch)
-        return activations + fixed_data_bytes(self.sketch)
+        return activations + workspace_bytes(self.sketch) + fixed_data_bytes(self.sketch)
 
     def site(self, site: str, spec: LayerSpec) -> int:
         """Return the bytes of one weight or cache."""

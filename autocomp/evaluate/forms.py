@@ -68,7 +68,7 @@ def stand_in(spec: LayerSpec, shape: tuple[int, int], dtype: str) -> LayerSpec:
         dtype: Dtype of uncompressed values in files.
     """
     layout = load_object("autocomp.methods.compose:layout")
-    wanted, found = layout(spec, shape, dtype), spec
+    wanted, found = layout(spec, shape, dtype), replace(spec, refinement=None)
     for slot, method in CHEAP.items():
         part = getattr(found, slot)
         if part is None or part.method == method:

@@ -90,12 +90,15 @@ def save(
         ) from error
 
 
-def load(path: Path, *, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    path: Path, *, device: str = "cpu", prefix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a safetensors file.
 
     Args:
         path: The file.
         device: Where the tensors are put.
+        prefix: Only tensors whose names begin so are read.
 
     Returns:
         The tensors by name, and the metadata given to :func:`save` (empty if there is none).
@@ -105,7 +108,8 @@ def load(path: Path, *, device: str = "cpu") -> tuple[dict[str, Tensor], dict[st
     """
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
             text = (file.metadata() or {}).get(METADATA_KEY)
         metadata = {} if text is None else json.loads(text)
     except (OSError, SafetensorError, ValueError) as error:

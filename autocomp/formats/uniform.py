@@ -21,14 +21,16 @@ from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from autocomp.kernels.dequantize import dequantize, on_grid, zero_points
 from autocomp.kernels.gather_rows import gather_rows, gather_tile_rows
 from autocomp.kernels.int4_tile_matmul import (
+    from_offset,
     from_tiles,
     int4_tile_matmul,
+    to_offset,
     to_tiles,
     why_no_tiles,
 )
 from autocomp.kernels.weight_only_matmul import weight_only_matmul
 
-TILES, PAIRS = "tiles", "pairs"
+TILES, OFFSET = "tiles", "offset"
 """Names of the settled tensors."""
 
 
@@ -189,15 +191,15 @@ class Uniform(Format):
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Multiply inputs (rows, in); the codes stay packed."""
         if TILES in tensors:
-            zero = tensors.get("zero")
-            return int4_tile_matmul(inputs, tensors[TILES], tensors[PAIRS], zero)
+            offset = tensors.get(OFFSET)
+            return int4_tile_matmul(inputs, tensors[TILES], tensors["scale"], offset)
         return weight_only_matmul(inputs, *self._stored(tensors), self.bits)
 
     def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """Decode rows (n, in) fp32 and no others."""
         if TILES in tensors:
-            zero = tensors.get("zero")
-            return gather_tile_rows(index, tensors[TILES], tensors[PAIRS], zero)
+            offset = tensors.get(OFFSET)
+            return gather_tile_rows(index, tensors[TILES], tensors["scale"], offset)
         return gather_rows(index, *self._stored(tensors), self.bits, self.shape[1])
 
     def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -206,18 +208,15 @@ class Uniform(Format):
         size = self.group_size or self.shape[1]
         if why_no_tiles(self.shape, self.bits, size, dtype, codes.device):
             return dict(tensors)
-        tiles, pairs = to_tiles(codes, scale, zero)
-        if not bool(torch.isfinite(pairs).all()):
-            return dict(tensors)
-        return {TILES: tiles, PAIRS: pairs} | ({} if zero is None else {"zero": zero})
+        rest = {} if zero is None else {OFFSET: to_offset(zero, scale.shape[1])}
+        return {TILES: to_tiles(codes), "scale": scale, **rest}
 
     def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return codes, scale and zero."""
         if TILES not in tensors:
             return dict(tensors)
-        codes, scale = from_tiles(tensors[TILES], tensors[PAIRS])
-        rest = {"zero": tensors["zero"]} if "zero" in tensors else {}
-        return {"codes": codes, "scale": scale, **rest}
+        rest = {"zero": from_offset(tensors[OFFSET])} if OFFSET in tensors else {}
+        return {"codes": from_tiles(tensors[TILES]), "scale": tensors["scale"], **rest}
 
     @staticmethod
     def _stored(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,8 +1,9 @@
 """The layer store: a bounded, shared, content-addressed cache of compressed layers on disk.
 
-One safetensors file an entry, named by the sha256 of everything that decides its content. Entries
-are written whole or not at all, checked when read, and dropped (with a warning) when damaged, so a
-store can be shared by several processes, killed at any moment, or deleted.
+An entry is named by the sha256 of everything that decides its content. Entries that are made
+together, such as all options of a block, are one safetensors file, to which the name of each is a
+hard link. Entries are written whole or not at all, checked when read, and dropped (with a warning)
+when damaged, so a store can be shared by several processes, killed at any moment, or deleted.
 """
 
 import hashlib
@@ -10,14 +11,15 @@ import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor, uint8
 
 from autocomp.core.errors import AutocompError, StoreError
-from autocomp.formats.base import CompressedWeight, format_from_json
+from autocomp.formats.base import CompressedWeight, format_from_json, joined, within
 from autocomp.formats.io import load, save
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class StoreKey:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the fields, hexadecimal; the entry's file name."""
+        """Sha256 of the fields, hexadecimal; the entry's name."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -62,6 +64,15 @@ class StoreUsage:
 
     entries: int
     bytes: int
+
+
+@dataclass(slots=True)
+class _File:
+    """A file, with its last use, its size and the names under which it holds an entry each."""
+
+    used: float
+    bytes: int
+    paths: list[Path] = field(default_factory=list)
 
 
 def content_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -100,12 +111,13 @@ class LayerStore:
         """
         path = self.path(key)
         try:
-            tensors, metadata = load(path)
-            if metadata["key"] != asdict(key):
+            tensors, metadata = load(path, prefix=f"{key.digest}.")
+            tensors, about = within(tensors, key.digest), metadata["entries"][key.digest]
+            if about["key"] != asdict(key):
                 raise StoreError("it belongs to another key")
-            if metadata["sha256"] != content_digest(tensors):
+            if about["sha256"] != content_digest(tensors):
                 raise StoreError("its content does not match its checksum")
-            weight = CompressedWeight(format_from_json(metadata["layout"]), tensors)
+            weight = CompressedWeight(format_from_json(about["layout"]), tensors)
             weight.check()
             os.utime(path)
         except (AutocompError, OSError, KeyError) as error:
@@ -129,25 +141,61 @@ class LayerStore:
             StoreError: If the disk is full or the store cannot be written; no partial entry
                 remains.
         """
-        path = self.path(key)
-        tensors = {name: tensor.detach().cpu() for name, tensor in weight.tensors.items()}
-        metadata = {
-            "key": asdict(key),
-            "layout": weight.layout.to_json(),
-            "sha256": content_digest(tensors),
-        }
+        self.put_all({key: weight})
+
+    def put_all(self, entries: Mapping[StoreKey, CompressedWeight]) -> None:
+        """Write entries in one file, replacing those of the same keys.
+
+        Where the disk knows no hard links each gets a file of its own.
+
+        Raises:
+            StoreError: If the disk is full or the store cannot be written; no partial entry
+                remains.
+        """
+        if not entries:
+            return
+        first, *rest = entries
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(path, tensors, metadata)
-            size = path.stat().st_size
+            self._write(self.path(first), entries)
+            for key in rest:
+                self._name(key, self.path(first), entries[key])
+            size = self.path(first).stat().st_size
         except FileNotFoundError:
-            return  # another process has already dropped the entry
+            return  # another process has already dropped the file
         except OSError as error:
             raise StoreError(
                 f"cannot write the layer store at {self.root}: {error}. Free some space, "
                 "shrink it with 'autocomp store --prune 5GB', or set AUTOCOMP_CACHE elsewhere."
             ) from error
         self._keep_bounded(size)
+
+    def _write(self, path: Path, entries: Mapping[StoreKey, CompressedWeight]) -> None:
+        """Write the file of some entries."""
+        parts = {key.digest: weight.tensors for key, weight in entries.items()}
+        about = {
+            key.digest: {
+                "key": asdict(key),
+                "layout": weight.layout.to_json(),
+                "sha256": content_digest(weight.tensors),
+            }
+            for key, weight in entries.items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, joined(parts), {"entries": about})
+
+    def _name(self, key: StoreKey, file: Path, weight: CompressedWeight) -> None:
+        """Give a file the name of one more entry that it holds."""
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        link = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            os.link(file, link)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self._write(path, {key: weight})
+        else:
+            link.replace(path)
 
     def _keep_bounded(self, added: int) -> None:
         """Prune when the estimate passes the limit; look again every few hundred entries."""
@@ -161,34 +209,39 @@ class LayerStore:
 
     def usage(self) -> StoreUsage:
         """Return the number of entries and their bytes on disk."""
-        sizes = [size for _, size, _ in self._entries()]
-        return StoreUsage(entries=len(sizes), bytes=sum(sizes))
+        files = self._files()
+        return StoreUsage(
+            entries=sum(len(file.paths) for file in files), bytes=sum(file.bytes for file in files)
+        )
 
     def prune(self, max_bytes: int) -> StoreUsage:
-        """Drop the least recently used entries until the rest fits; return what is left."""
-        entries = sorted(self._entries())
-        total = sum(size for _, size, _ in entries)
+        """Drop the least recently used files until the rest fits; return what is left."""
+        files = sorted(self._files(), key=lambda file: (file.used, file.paths))
+        total = sum(file.bytes for file in files)
+        left = sum(len(file.paths) for file in files)
         dropped = 0
-        for _, size, path in entries:
+        for file in files:
             if total <= max_bytes:
                 break
-            path.unlink(missing_ok=True)
-            total -= size
-            dropped += 1
+            for path in file.paths:
+                path.unlink(missing_ok=True)
+            total -= file.bytes
+            dropped += len(file.paths)
         if dropped:
-            logger.info("layer store: dropped %d of %d entries", dropped, len(entries))
-        return StoreUsage(entries=len(entries) - dropped, bytes=total)
+            logger.info("layer store: dropped %d of %d entries", dropped, left)
+        return StoreUsage(entries=left - dropped, bytes=total)
 
-    def _entries(self) -> list[tuple[float, int, Path]]:
-        """Return (last use, bytes, path) of all entries; removes what killed writers left."""
-        entries = []
+    def _files(self) -> list[_File]:
+        """Return all files; removes what killed writers left."""
+        files: dict[tuple[int, int], _File] = {}
         for path in self.root.glob("??/*"):
             try:
                 status = path.stat()
                 if path.suffix == ".safetensors" and not path.name.startswith("."):
-                    entries.append((status.st_mtime, status.st_size, path))
+                    file = _File(status.st_mtime, status.st_size)
+                    files.setdefault((status.st_dev, status.st_ino), file).paths.append(path)
                 elif time.time() - status.st_mtime > ABANDONED_SECONDS:
                     path.unlink()
             except FileNotFoundError:
                 continue  # dropped by another process meanwhile
-        return entries
+        return list(files.values())

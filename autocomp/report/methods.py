@@ -11,6 +11,7 @@ from autocomp.core.spec import NATIVE_ONLY, SLOTS
 SCOPES = {
     "site": "what is done to one weight, or to one sub-block",
     "input": "what is done to the input of a linear",
+    "refinement": "what is done to the mask that another method chose",
     "cache": "how keys and values are stored",
     "architecture": "prepared variants of the search, each with a knapsack of its own",
     "block": "steps of the finish that optimise the sites of a block together",

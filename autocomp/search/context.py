@@ -14,6 +14,7 @@ from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import LayerSpec
 from autocomp.core.variant import PARAMETER
+from autocomp.search.allocate import allocated
 from autocomp.search.correction import SPREAD, Effects, fit
 from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution, smallest, solve
 from autocomp.search.scores.table import Pairs
@@ -28,10 +29,16 @@ KIND_OF_SLOT = {
     "cache": "cached",
     "quantizer": "quantized",
 }
-"""Families of plans by the slot that makes them; a plan of several is ``bypassed+sparse``."""
+"""Families of plans by the slot that makes them; a plan of several is ``bypassed+sparse``.
+
+What refines a mask makes none of its own.
+"""
 
 PARTS = ("linear", "cache", "ends")
 """What a uniform plan decides once each: linears of the blocks, caches, embedding and head."""
+
+ALLOCATION = "allocation"
+"""First part of the origin of a plan that an allocation made."""
 
 FORCED = -1e6
 """A score so low that every solution takes it, nats."""
@@ -102,6 +109,7 @@ class SearchContext:
             parts); ``None`` without them.
         within: Whether a plan holds the budget and every other limit.
         pairs: Second-order terms of the options of each site.
+        signals: By allocation to start from, by site, what it read of the model.
     """
 
     space: Space
@@ -117,6 +125,7 @@ class SearchContext:
     transfer: Floats | None = None
     within: Callable[[Plan], bool] = lambda plan: True
     pairs: Mapping[str, Pairs] = field(default_factory=dict)
+    signals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def owns(self, params: Mapping[str, int]) -> bool:
         """Return whether parameters are of this variant."""
@@ -135,7 +144,7 @@ class SearchContext:
         One option for all decoder linears times one for all caches times one for embedding and
         head; of each the largest embedding that fits the budget and the next smaller one.
         """
-        inner, caches, outer = (self._shared_tokens(part) for part in PARTS)
+        inner, caches, outer = (self.shared_tokens(part) for part in PARTS)
         problem = fit(self.effects, []).apply()
         first, second = [], []
         for token, cache in product(inner, caches):
@@ -148,15 +157,16 @@ class SearchContext:
         worth = [s for s in ranked if s.score <= self.schedule.hopeless * best]
         return tuple(worth[: self.schedule.uniforms])
 
-    def _shared_tokens(self, part: str) -> list[str | None]:
+    def shared_tokens(self, part: str) -> list[str | None]:
         """Return the tokens that all groups of a part offer; ``[None]`` without such a group."""
-        names = [g.name for g in self.problem.groups if self._part(g.name) == part]
+        names = [g.name for g in self.problem.groups if self.part(g.name) == part]
         offered = [[spec.token() for spec in self.space.lists[name]] for name in names]
         if not offered:
             return [None]
         return [token for token in offered[0] if all(token in other for other in offered)]
 
-    def _part(self, name: str) -> str:
+    def part(self, name: str) -> str:
+        """Return which of ``PARTS`` a group is of."""
         kind = self.space.sketch[name].kind
         return kind if kind in PARTS else "ends"
 
@@ -166,11 +176,17 @@ class SearchContext:
         choice = np.zeros(len(problem.groups), dtype=np.int64)
         for row, group in enumerate(problem.groups):
             tokens = [spec.token() for spec in self.space.lists[group.name]]
-            choice[row] = tokens.index(str(token_of[self._part(group.name)]))
+            choice[row] = tokens.index(str(token_of[self.part(group.name)]))
         found = problem.solution(choice, np.zeros(len(problem.bypasses), dtype=bool))
         plan = self.space.decode(self.params(found))
         fits = self.exact_bytes(plan) <= self.budget_bytes and self.within(plan)
         return found if fits else None
+
+    @cached_property
+    def allocated(self) -> dict[str, Solution]:
+        """By allocation, its plan at the budget, where it makes one."""
+        found = {token: allocated(self, token) for token in self.signals}
+        return {token: solution for token, solution in found.items() if solution is not None}
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Why a layer got its bits: a plan layer by layer, with the marginal cost of every alternative."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from autocomp.core.cost import PEAK_MEMORY_BYTES, WEIGHT_BYTES
 from autocomp.core.errors import ConfigError
 from autocomp.core.metric import KL
-from autocomp.core.spec import DENSE
+from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import site_bytes, weight_bytes
 from autocomp.search.correction import Correction
 from autocomp.search.knapsack import Problem
@@ -19,6 +20,19 @@ from autocomp.search.setup import Setup
 from autocomp.search.stored import first_context, stored_context, stored_setup
 from autocomp.search.study import Study
 
+CHANGES = {
+    "factor": "rank",
+    "residual": "rank",
+    "mask": "sparsity",
+    "activation": "activations",
+    "cache": "cache",
+    "input": "input",
+    "structure": "bypass",
+}
+"""What an alternative changes, by the first slot in which it differs; else its bits."""
+
+KINDS = ("bits", *dict.fromkeys(CHANGES.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
@@ -28,16 +42,74 @@ class Alternative:
         token: Its spec.
         delta_bytes: Bytes more (or fewer, negative) than the chosen option.
         delta_loss: Predicted change of the loss, corrected by what the study measured.
+        kind: What it changes, one of ``KINDS``.
     """
 
     token: str
     delta_bytes: int
     delta_loss: float
+    kind: str = "bits"
 
     @property
     def price(self) -> float:
         """Loss that a megabyte spent takes off, or a megabyte saved adds."""
         return -self.delta_loss / (self.delta_bytes / 1e6) if self.delta_bytes else 0.0
+
+
+def kind_of_change(chosen: LayerSpec, other: LayerSpec) -> str:
+    """Return what moving from one option to another changes, one of ``KINDS``.
+
+    ``rank`` where the factors or the low-rank correction differ, else ``sparsity`` where the mask
+    does, else what else is not the quantizer, else ``bits``. So an option that is sparse and has
+    other bits too prices sparsity.
+    """
+    changed = (
+        kind for slot, kind in CHANGES.items() if getattr(chosen, slot) != getattr(other, slot)
+    )
+    return next(changed, "bits")
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """The next steps of one kind from the chosen option.
+
+    Args:
+        cheaper: The next smaller option; ``None`` where there is none.
+        dearer: The next larger option; ``None`` where there is none.
+    """
+
+    cheaper: Alternative | None
+    dearer: Alternative | None
+
+
+def worthwhile(options: Sequence[Alternative]) -> list[Alternative]:
+    """Return what neither another option nor the chosen one beats in bytes and loss, by bytes."""
+    points = [(option.delta_bytes, option.delta_loss) for option in options] + [(0, 0.0)]
+
+    def beaten(option: Alternative) -> bool:
+        mine = (option.delta_bytes, option.delta_loss)
+        return any(
+            size <= mine[0] and loss <= mine[1] and (size, loss) != mine for size, loss in points
+        )
+
+    kept = [option for option in options if not beaten(option)]
+    return sorted(kept, key=lambda option: option.delta_bytes)
+
+
+def margins(options: Sequence[Alternative]) -> dict[str, Margin]:
+    """Return the next smaller and the next larger option of every kind that offers one.
+
+    Options that another one of their kind, or the chosen one, beats in bytes and in loss are
+    passed over.
+    """
+    found = {}
+    for kind in KINDS:
+        mine = worthwhile([option for option in options if option.kind == kind])
+        smaller = [option for option in mine if option.delta_bytes < 0]
+        larger = [option for option in mine if option.delta_bytes > 0]
+        if smaller or larger:
+            found[kind] = Margin(smaller[-1] if smaller else None, larger[0] if larger else None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +131,11 @@ class PlanRow:
     bytes: int
     loss: float
     alternatives: tuple[Alternative, ...]
+
+    @property
+    def margins(self) -> dict[str, Margin]:
+        """The next steps by kind."""
+        return margins(self.alternatives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +172,24 @@ class PlanTable:
     def _row(self, row: PlanRow) -> dict[str, Any]:
         data = asdict(row)
         data[self.metric] = data.pop("loss")
-        for alternative in data["alternatives"]:
-            alternative[f"delta_{self.metric}"] = alternative.pop("delta_loss")
+        data["alternatives"] = [self._alternative(option) for option in row.alternatives]
+        data["margins"] = {
+            kind: {
+                "cheaper": margin.cheaper and self._alternative(margin.cheaper),
+                "dearer": margin.dearer and self._alternative(margin.dearer),
+            }
+            for kind, margin in row.margins.items()
+        }
         return data
+
+    def _alternative(self, option: Alternative) -> dict[str, Any]:
+        return {
+            "token": option.token,
+            "kind": option.kind,
+            "delta_bytes": option.delta_bytes,
+            f"delta_{self.metric}": option.delta_loss,
+            "price_per_mb": option.price,
+        }
 
 
 def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
@@ -135,6 +227,7 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
         inside = [row for row in rows if row.site in setup.sketch[bypass.name].members]
         saved = sum(row.bytes for row in inside) - bypass.cost
         lost = problem.bypass_score[index] - sum(row.loss for row in inside)
+        drop = Alternative("bypass", -int(saved), float(lost), "bypass")
         rows.append(
             PlanRow(
                 site=bypass.name,
@@ -142,7 +235,7 @@ def show_trial(study_dir: Path, storage: str | None, number: int) -> PlanTable:
                 token="bypass" if dropped else "kept",
                 bytes=0 if dropped else -bypass.cost,
                 loss=float(problem.bypass_score[index]) if dropped else 0.0,
-                alternatives=() if dropped else (Alternative("bypass", -int(saved), float(lost)),),
+                alternatives=() if dropped else (drop,),
             )
         )
     order = {site.name: place for place, site in enumerate(setup.sketch.sites)}
@@ -174,6 +267,7 @@ def _row(setup: Setup, problem: Problem, index: int, record: TrialRecord) -> Pla
             options[other].token(),
             int(group.cost[other] - group.cost[chosen]),
             float(group.score[other] - group.score[chosen]),
+            kind_of_change(options[chosen], options[other]),
         )
         for other in range(len(options))
         if other != chosen

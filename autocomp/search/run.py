@@ -22,7 +22,7 @@ from autocomp.cost import cost_model
 from autocomp.models import sketch_of
 from autocomp.search.ask import Ask
 from autocomp.search.clock import Clock
-from autocomp.search.context import SearchContext
+from autocomp.search.context import ALLOCATION, SearchContext
 from autocomp.search.drivers.queue import Driver, TrialQueue
 from autocomp.search.drivers.worker import ModelEvaluator, other_process
 from autocomp.search.finalists import Finalists
@@ -52,7 +52,7 @@ CONFIG_FILE = "study.json"
 TIMINGS_FILE = "timings.json"
 ARTEFACTS = "artefacts"
 UNIFORM = "uniform"
-ALWAYS_FULL = (UNIFORM, "probe", "knapsack:score")
+ALWAYS_FULL = (UNIFORM, ALLOCATION, "probe", "knapsack:score")
 
 
 def _read_timings(study_dir: Path) -> list[dict[str, Any]]:

@@ -16,8 +16,10 @@ from autocomp.core.registry import SCORES
 from autocomp.core.sketch import Site
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.env import cache_dir
+from autocomp.search.allocations.base import Allocation, parse_allocation
 from autocomp.search.clock import Clock
 from autocomp.search.evaluation import evaluate_plan
+from autocomp.search.filling import fill
 from autocomp.search.objectives import Objective
 from autocomp.search.scores.base import LinearSite, Lists, Score, ScoreNeeds
 from autocomp.search.scores.table import Pairs, ScoreTable
@@ -28,7 +30,13 @@ __all__ = ["ScoreTable", "score_options"]
 SCORE_VERSION = 2
 
 
-def _table_path(bench: Workbench, lists: Lists, name: str, objective: Objective | None) -> Path:
+def _table_path(
+    bench: Workbench,
+    lists: Lists,
+    name: str,
+    objective: Objective | None,
+    allocations: Sequence[Allocation],
+) -> Path:
     """Return where the scores of these options live in the cache."""
     score: type[Score] = SCORES[name]
     described = {
@@ -43,6 +51,8 @@ def _table_path(bench: Workbench, lists: Lists, name: str, objective: Objective 
     }
     if objective is not None and ScoreNeeds.OBJECTIVE in score.needs:
         described["objective"] = [objective.name, objective.digest, objective.ladder[0]]
+    if allocations:
+        described["allocations"] = [f"{a.token()}@{a.version}" for a in allocations]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "scores" / f"{name}-{digest[:32]}.json"
 
@@ -74,6 +84,7 @@ def score_options(
     clock: Clock,
     score: str = "kronecker",
     objective: Objective | None = None,
+    allocations: Sequence[str] = (),
 ) -> ScoreTable:
     """Return what every option would cost; compressed weights go to the layer store.
 
@@ -84,19 +95,21 @@ def score_options(
         clock: Gets the stages ``calibrate``, ``compress``, ``score`` and ``measure options``.
         score: Name of the score.
         objective: What is measured, for a score that needs it.
+        allocations: Tokens of the allocations that read the pass too.
 
     Raises:
-        ConfigError: If the score is unknown, or needs an objective and there is none.
+        ConfigError: If a name is unknown, or needs an objective and there is none.
     """
     chosen: Score = SCORES[score]()
     if ScoreNeeds.OBJECTIVE in chosen.needs and objective is None:
         raise ConfigError(f"the score {score!r} measures plans; give it an objective.")
-    path = _table_path(bench, lists, score, objective)
+    readers = [parse_allocation(token) for token in allocations]
+    path = _table_path(bench, lists, score, objective, readers)
     cached = _read(path)
     if cached is not None:
         progress.log(f"scores read from the cache ({path.name})")
         return cached
-    table = _streamed(bench, lists, progress, clock, chosen)
+    table = _streamed(bench, lists, progress, clock, chosen, readers)
     table = replace(table, score=score, in_nats=chosen.in_nats)
     if objective is not None and ScoreNeeds.OBJECTIVE in chosen.needs:
         with clock.time("measure options"):
@@ -106,12 +119,17 @@ def score_options(
 
 
 def _streamed(
-    bench: Workbench, lists: Lists, progress: Progress, clock: Clock, score: Score
+    bench: Workbench,
+    lists: Lists,
+    progress: Progress,
+    clock: Clock,
+    score: Score,
+    readers: Sequence[Allocation],
 ) -> ScoreTable:
     """Return the values of one streamed pass."""
     collect = Collect(
         per_token=score.per_token,
-        gradients=ScoreNeeds.GRADIENTS in score.needs,
+        gradients=ScoreNeeds.GRADIENTS in score.needs or any(r.gradients for r in readers),
         sinks=ScoreNeeds.SINKS in score.needs,
         sensitivity=any(
             map(reads_gradients, {spec for specs in lists.values() for spec in specs})
@@ -123,14 +141,17 @@ def _streamed(
     for _ in clock.each("calibrate", stream.forward()):
         progress.advance()
     progress.finish(f"{tokens} tokens of {bench.calibration.corpus}")
-    found = _Found()
+    found = _Found(signals={reader.token(): {} for reader in readers})
     progress.start("compress and score", bench.sketch.num_layers, "block")
     for block in clock.each("calibrate", stream.backward()):
         with clock.time("compress"):
-            bench.compress_options(block.stats, lists)
+            fill(bench, block.stats, lists)
         with clock.time("score"):
             _score_linears(bench, lists, score, block, found)
             _score_subblocks(bench, score, block, found)
+            linears = {name: _site(bench, block, name) for name in block.stats}
+            for reader in readers:
+                found.signals[reader.token()].update(reader.read(linears))
         progress.advance()
     progress.finish(f"{sum(map(len, found.options.values()))} compressed weights")
     end = bench.end_statistics(stream)
@@ -142,7 +163,7 @@ def _streamed(
                     bench.compressed(site.name, spec)
             with clock.time("score"):
                 found.options[site.name] = _end_scores(bench, site, specs, end, score)
-    return ScoreTable(found.options, found.drop, found.pairs)
+    return ScoreTable(found.options, found.drop, found.pairs, signals=found.signals)
 
 
 @dataclass
@@ -152,6 +173,12 @@ class _Found:
     options: dict[str, dict[str, float]] = field(default_factory=dict)
     drop: dict[str, float] = field(default_factory=dict)
     pairs: dict[str, Pairs] = field(default_factory=dict)
+    signals: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _site(bench: Workbench, block: BlockStatistics, name: str) -> LinearSite:
+    """Return a linear as scores and allocations see it."""
+    return LinearSite(bench.weight(name), block.stats[name], block.sinks.get(name), bench.dtype)
 
 
 def _score_linears(
@@ -159,7 +186,7 @@ def _score_linears(
 ) -> None:
     """Score the options of a block's linears, which the store holds."""
     for name, stats in block.stats.items():
-        site = LinearSite(bench.weight(name), stats, block.sinks.get(name), bench.dtype)
+        site = _site(bench, block, name)
         specs = lists.get(name, ())
         weights = {spec: bench.compressed(name, spec, stats).to(bench.device) for spec in specs}
         plain = [spec for spec in specs if spec.activation is None]

@@ -379,6 +379,7 @@ def family(plan: Plan) -> str:
 
     ``quantized``, or its variant and any of the other names of ``KIND_OF_SLOT`` joined with ``+``.
     """
-    used = {KIND_OF_SLOT[p.slot] for spec in plan.layers.values() for p in spec.filled()}
+    slots = {part.slot for spec in plan.layers.values() for part in spec.filled()}
+    used = {kind for slot, kind in KIND_OF_SLOT.items() if slot in slots}
     variant = [] if plan.variant == BASE else [plan.variant]
     return "+".join(variant + sorted(used - {"quantized"})) or "quantized"

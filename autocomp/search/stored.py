@@ -104,6 +104,9 @@ def search_context(
         variant=(BASE, *setup.config.space.variants).index(setup.variant),
         common=SPREAD["common"] if metric == KL and scores.in_nats else UNKNOWN_UNIT,
         pairs=scores.pairs,
+        signals={
+            token: scores.signals[token] for token in effort.allocations if token in scores.signals
+        },
         transfer=transfer(profiles, sketch, problem, classes, metric) if profiles else None,
     )
 

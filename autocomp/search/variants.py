@@ -26,6 +26,7 @@ from autocomp.evaluate.ladder import Ladder
 from autocomp.layers.store import content_digest
 from autocomp.models.structure import build_sketch
 from autocomp.models.surgeon import MlpShape, cut, mlp_shapes
+from autocomp.search.allocate import offered
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
 from autocomp.search.edits import edit_tensors, prepared_edit
@@ -255,6 +256,7 @@ class Variants:
                 self.clock,
                 self.config.search.score,
                 self.objective,
+                offered(self.config.search.allocations, setup.sketch, setup.lists),
             )
             self.study.set_tokens("calibration", variant, bench.calibration.tokens)
             if scores.tokens:

@@ -46,6 +46,7 @@ from autocomp.models.device import body_dtype, memory_bytes, resolve_device
 from autocomp.models.structure import structure
 from autocomp.models.teacher import ModelTeacher
 from autocomp.models.weights import get_weight
+from autocomp.search.filling import fill
 
 logger = logging.getLogger(__name__)
 
@@ -316,23 +317,6 @@ class Workbench:
         found: dict[str, Tensor] = job.result()
         return found
 
-    def compress_options(self, stats: Mapping[str, Stats], lists: Options) -> None:
-        """Fill the store with every option of some sites, in parallel.
-
-        Args:
-            stats: Dense statistics by site.
-            lists: Options by site.
-        """
-        missing = [
-            (site, spec)
-            for site in sorted(stats, key=lambda name: -self.sketch[name].shape[1])
-            for spec in lists.get(site, ())
-            if not self.store.path(self.key(site, spec)).exists()
-        ]
-        jobs = [(self.compress(site, spec, stats[site]), site, spec) for site, spec in missing]
-        for job, site, spec in jobs:
-            self.store.put(self.key(site, spec), job.result())
-
     def compress_from_gradients(self, lists: Options) -> None:
         """Fill the store with options that read gradients, by site, in one pass of the base."""
         missing = {
@@ -347,7 +331,7 @@ class Workbench:
             continue
         for block in stream.backward():
             wanted = missing.keys() & block.stats.keys()
-            self.compress_options({site: block.stats[site] for site in wanted}, missing)
+            fill(self, {site: block.stats[site] for site in wanted}, missing)
         if state is not None:
             self.candidate.apply(state, self.operands)
 

@@ -15,12 +15,17 @@ from autocomp.core.errors import UnsupportedError
 from autocomp.core.registry import KERNELS
 from autocomp.core.spec import BITS
 from autocomp.kernels._op import REFERENCE, Backend, Operation
+from autocomp.kernels._triton import INTERPRETED, interpreting
+from autocomp.kernels._triton import NAME as TRITON
 from autocomp.kernels.bits import pack_bits
-from autocomp.kernels.int4_tile_matmul import lacks_tiles, to_tiles
+from autocomp.kernels.int4_tile_matmul import lacks_tiles, to_offset, to_tiles
 from autocomp.kernels.low_rank_matmul import Packed
 
 SHAPES = ((64, 64), (1, 128), (40, 100), (123, 123))
 ROWS = (1, 5, 17)
+INTERPRETED_STEP = 7
+"""Of so many cases the interpreter takes one; prime to their rows, bits and shapes."""
+
 EPSILON = {torch.float32: 2.0**-18, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-8}
 """Error allowed for each dtype of the inputs, relative to the sum of magnitudes of a product.
 
@@ -83,6 +88,41 @@ def check_backends(name: str, dtype: torch.dtype) -> None:
             _assert_near(result, expected, case, dtype, f"{name} by {known.name}")
         for before, after in zip(kept, case.arguments, strict=True):
             assert not isinstance(before, Tensor) or torch.equal(before, after), "modified"
+
+
+def check_triton(name: str, dtype: torch.dtype) -> None:
+    """The Triton back-end gives what the reference does: on the card, or else interpreted.
+
+    The interpreter takes a few of the cases; each is refused, with a reason, or tried.
+
+    Raises:
+        UnsupportedError: If the operation has no such back-end, or none of the cases runs.
+    """
+    found: Operation[..., Any] = KERNELS[name]
+    device, step = ("cpu", INTERPRETED_STEP) if INTERPRETED else ("cuda", 1)
+    known = next((each for each in found.backends if each.name == TRITON), None)
+    tried = 0
+    for case in cases(name, dtype)[::step]:
+        arguments = tuple(a.to(device) if isinstance(a, Tensor) else a for a in case.arguments)
+        with interpreting():
+            if known is None or known.why_not(*arguments):
+                continue
+            with found.pinned(TRITON):
+                result = found(*arguments)
+        tried += 1
+        expected = found.reference(*_wide(case.arguments))
+        parts = [p.cpu() for p in result] if isinstance(result, tuple) else [result.cpu()]
+        wanted = list(expected) if isinstance(expected, tuple) else [expected]
+        for part, want in zip(parts, wanted, strict=True):
+            shapes = [tuple(a.shape) for a in arguments if isinstance(a, Tensor)]
+            _assert_near(part, want, case, dtype, f"{name} by {TRITON} of {shapes}")
+    if not tried:
+        raise UnsupportedError(f"no case of {name} in {dtype} runs by {TRITON}.")
+
+
+def triton_names() -> list[str]:
+    """Return the operations with a Triton back-end."""
+    return [name for name, found in KERNELS.items() if TRITON in found.names]
 
 
 def reached(name: str) -> set[str]:
@@ -181,8 +221,8 @@ def _tiles(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
             codes, scale, zero = _grid(shape, 4, shape[1] // size, symmetric, generator)
             for rows in ROWS:
                 inputs = _inputs(rows, shape[1], dtype, generator)
-                tiles, pairs = to_tiles(codes, scale, zero)
-                yield Case((inputs, tiles, pairs, zero), _size(inputs, scale, 4))
+                offset = None if zero is None else to_offset(zero, scale.shape[1])
+                yield Case((inputs, to_tiles(codes), scale, offset), _size(inputs, scale, 4))
 
 
 def _int8(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:

@@ -36,8 +36,7 @@ def names(*scopes: Scope) -> list[str]:
 
 def options(name: str, kind: str) -> list[str]:
     """Return layer specs that use a method; ``kind`` is a key of the table of options."""
-    spec = METHODS[name].spec
-    base = BASES.get(spec.slot, "{}")
+    base = BASES.get(name) or BASES.get(METHODS[name].spec.slot, "{}")
     return [base.format(name + option) for option in _endings(name, kind)]
 
 
@@ -150,6 +149,8 @@ def check_applies(name: str) -> None:
         assert "(out, in)" in method.compress.__doc__
         specs = [method.spec.parse(name + ending) for ending in _endings(name, "valid")]
         assert {method().layout(s, SHAPE, "float16").name for s in specs} == set(method.formats)
+    elif method.scope == "refinement":
+        assert "(out, in)" in method.refine.__doc__
     else:
         assert re.search(r"\(in,\)|\(1,\)|nothing", method.fit.__doc__)
 

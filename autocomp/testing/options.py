@@ -29,6 +29,15 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "ladder": ("-s75", "-s50", "-s25"),
         "refused": ("-2:5",),
     },
+    "esparse": {
+        "valid": ("-s50", "-2:4", "-1:8-a0.5", "-s33.3-a0"),
+        "column": ("-s50",),
+        "identity": ("-4:4",),
+        "ladder": ("-s75", "-s50", "-s25"),
+        "refused": ("-2:5",),
+    },
+    "shuffle": {"valid": ("", "-global", "-b16")},
+    "dsnot": {"valid": ("", "-c3", "-c8-t5"), "column": ("",)},
     FactorSpec: {
         "valid": ("-r8", "-r5", "-p50"),
         "column": ("-r1",),
@@ -118,8 +127,16 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
 
 # What makes an option of a slot a whole layer spec, and what else it, or a method that has other
 # partners than its slot, is tried with.
-BASES = {"input": "{}+rtn-w4", "residual": "rtn-w3+{}", "activation": "rtn-w8-sym+{}"}
+BASES = {
+    "shuffle": "{}+wanda-2:4",
+    "input": "{}+rtn-w4",
+    "refinement": "wanda-s50+{}",
+    "residual": "rtn-w3+{}",
+    "activation": "rtn-w8-sym+{}",
+}
 PARTNERS = {
+    "shuffle": ("{}+sparsegpt-1:4+gptq-w4g8", "{}+esparse-4:8+dsnot+rtn-w4g8"),
+    "refinement": ("sparsegpt-2:4+{}", "sparsegpt-s50+{}+gptq-w4g8", "magnitude-2:4+{}+rtn-w4"),
     "lplr": ("smoothquant+{}",),
     "mask": ("{}+rtn-w4g8", "{}+gptq-w4g8"),
     "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),

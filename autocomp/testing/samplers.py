@@ -48,6 +48,8 @@ class ToyModel:
         bypass: Whether sub-blocks may be dropped.
         variant: Whether a variant is searched beside the base: smaller, and worse to begin with.
         seed: Of scores and factors.
+        linear: Option tokens of the linears.
+        allocations: Tokens of the allocations to start from; what they read is drawn.
     """
 
     blocks: int = 2
@@ -55,13 +57,15 @@ class ToyModel:
     bypass: bool = True
     variant: bool = False
     seed: int = 0
+    linear: tuple[str, ...] = LINEAR
+    allocations: tuple[str, ...] = ()
 
     @cached_property
     def contexts(self) -> tuple[SearchContext, ...]:
         """The base, and the variant if there is one."""
         sketch = toy_sketch(blocks=self.blocks)
         lists = SPACES["bits"].candidates(
-            sketch, linear=LINEAR, embedding=EMBEDDING, bypass=self.bypass
+            sketch, linear=self.linear, embedding=EMBEDDING, bypass=self.bypass
         )
         options = OptionSpace(sketch, lists)
         if not self.variant:
@@ -102,7 +106,18 @@ class ToyModel:
             exact_bytes=lambda plan: self._bytes(variant, plan),
             family_of=family,
             variant=variant,
+            signals=self._signals,
         )
+
+    @property
+    def _signals(self) -> dict[str, dict[str, float]]:
+        """What allocations would have read, by site."""
+        linears = [s.name for s in toy_sketch(blocks=self.blocks).sites if s.kind == "linear"]
+        rng = SeedTree(self.seed).child("signals").numpy()
+        return {
+            token: dict(zip(linears, rng.lognormal(size=len(linears)).tolist(), strict=True))
+            for token in self.allocations
+        }
 
     def _bytes(self, variant: int, plan: Plan) -> int:
         context = self.contexts[variant]

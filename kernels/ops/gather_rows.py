@@ -1,11 +1,10 @@
 """Rows of a packed table, decoded without the rest of it."""
 
-import torch
 from torch import Tensor
 
 from autocomp.kernels._op import operation
-from autocomp.kernels.dequantize import dequantize, on_grid, zero_points
-from autocomp.kernels.int4_tile_matmul import tile_code_rows
+from autocomp.kernels.dequantize import dequantize
+from autocomp.kernels.int4_tile_matmul import on_offset_grid, tile_code_rows
 
 
 @operation
@@ -29,18 +28,17 @@ def gather_rows(
     return dequantize(codes[rows], scale[rows], zeros, bits, columns)
 
 
-def gather_tile_rows(rows: Tensor, tiles: Tensor, pairs: Tensor, zero: Tensor | None) -> Tensor:
+def gather_tile_rows(rows: Tensor, tiles: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     """Decode some rows of a 4-bit table in tiles; see ``int4_tile_matmul`` for the layout.
 
     Args:
         rows: (n,) integers.
         tiles: (out, in/2) uint8.
-        pairs: (groups, out, 2) fp16.
-        zero: (out, ceil(groups/2)) uint8, packed, or ``None``.
+        scale: (out, groups) fp16.
+        offset: (out, groups) int8, or ``None``.
 
     Returns:
         (n, in) fp32.
     """
-    scale = pairs[:, rows, 0].T
-    zeros = zero_points(None if zero is None else zero[rows], scale, 4)
-    return on_grid(tile_code_rows(tiles, rows), scale.to(torch.float32), zeros)
+    offsets = None if offset is None else offset[rows]
+    return on_offset_grid(tile_code_rows(tiles, rows), scale[rows], offsets)

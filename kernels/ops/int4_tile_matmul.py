@@ -3,7 +3,8 @@
 A tile holds some rows of the weight (:func:`tile_rows`), input by input: byte ``d`` of an input
 has the code of row ``d`` in its low half and that of row ``d + rows/2`` in its high half. So the
 layout is a permutation of the stored codes: tiles take their place, at the same size, and give
-them back. The grid goes into pairs ``(s, (8 − z) s)``, for ``(q − 8) s + (8 − z) s``.
+them back. Scales stay as they are, and zero points become offsets ``8 − z``, a byte each. A call
+makes the pairs ``(s, (8 − z) s)`` of them that the kernel reads, for ``(q − 8) s + (8 − z) s``.
 """
 
 import functools
@@ -14,8 +15,8 @@ from torch import Tensor
 from autocomp.kernels._machine import SMALL_BATCH, lacks_packed_bf16, not_a_small_batch
 from autocomp.kernels._op import operation
 from autocomp.kernels.bits import pack_bits, unpack_bits
-from autocomp.kernels.dense_matmul import dense_matmul
-from autocomp.kernels.dequantize import on_grid, zero_points
+from autocomp.kernels.dense_matmul import by_blocks, dense_matmul
+from autocomp.kernels.dequantize import on_grid
 
 GROUP_SIZES = (32, 64, 128, 256)
 """Inputs that may share a scale."""
@@ -67,17 +68,8 @@ def why_no_tiles(
     return lacks_tiles()
 
 
-def to_tiles(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the tiles and the pairs of a weight that :func:`why_no_tiles` accepts.
-
-    Args:
-        codes: (out, in/2) uint8, packed.
-        scale: (out, groups) fp16.
-        zero: (out, ceil(groups/2)) uint8, packed, or ``None``.
-
-    Returns:
-        Tiles (out, in/2) uint8 and pairs (groups, out, 2) fp16.
-    """
+def to_tiles(codes: Tensor) -> Tensor:
+    """Return the tiles, (out, in/2) uint8, of packed codes that :func:`why_no_tiles` accepts."""
     columns = codes.shape[1] * 2
     step = max(1, _CODES_AT_ONCE // columns // MULTIPLE) * MULTIPLE
     tiles = torch.empty_like(codes)
@@ -85,14 +77,35 @@ def to_tiles(codes: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor,
         part = slice(start, start + step)
         wide = unpack_bits(codes[part], 4, columns).to(torch.int32)
         tiles[part] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(wide, 1)
-    shift = (8.0 - zero_points(zero, scale, 4)) * scale
-    pairs = torch.stack([scale.T, shift.T.to(torch.float16)], dim=-1)
-    return tiles, pairs.contiguous()
+    return tiles
 
 
-def from_tiles(tiles: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the packed codes (out, in/2) and the scale (out, groups), to the bit."""
-    return pack_bits(_codes(tiles, tile_rows()), 4), pairs[..., 0].T.contiguous()
+def from_tiles(tiles: Tensor) -> Tensor:
+    """Return the packed codes, (out, in/2) uint8, to the bit."""
+    return pack_bits(_codes(tiles, tile_rows()), 4)
+
+
+def to_offset(zero: Tensor, groups: int) -> Tensor:
+    """Return ``8 − zero``, (out, groups) int8, of packed zero points (out, ceil(groups/2))."""
+    return 8 - unpack_bits(zero, 4, groups).to(torch.int8)
+
+
+def from_offset(offset: Tensor) -> Tensor:
+    """Return the packed zero points (out, ceil(groups/2)) uint8, to the bit."""
+    return pack_bits(8 - offset, 4)
+
+
+def on_offset_grid(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Return ``scale · (code − 8 + offset)``, (n, in) fp32.
+
+    Args:
+        codes: (n, in) uint8.
+        scale: (n, groups) fp16.
+        offset: (n, groups) int8, or ``None`` for 0.
+    """
+    wide = scale.to(torch.float32)
+    zero = torch.full_like(wide, 8.0)
+    return on_grid(codes, wide, zero if offset is None else zero - offset)
 
 
 def tile_codes(tiles: Tensor) -> Tensor:
@@ -118,24 +131,36 @@ def _codes(tiles: Tensor, height: int) -> Tensor:
 
 
 @operation
-def int4_tile_matmul(inputs: Tensor, tiles: Tensor, pairs: Tensor, zero: Tensor | None) -> Tensor:
-    """Multiply by a 4-bit weight in tiles: ``y = x Ŵᵀ``, ``Ŵ = scale · (code − zero)``.
+def int4_tile_matmul(
+    inputs: Tensor, tiles: Tensor, scale: Tensor, offset: Tensor | None
+) -> Tensor:
+    """Multiply by a 4-bit weight in tiles: ``y = x Ŵᵀ``, ``Ŵ = scale · (code − 8 + offset)``.
 
     Args:
         inputs: (rows, in) of a floating dtype.
         tiles: (out, in/2) uint8.
-        pairs: (groups, out, 2) fp16: scale, and ``(8 − zero) · scale``.
-        zero: (out, ceil(groups/2)) uint8, packed; ``None`` is 8 everywhere.
+        scale: (out, groups) fp16.
+        offset: (out, groups) int8, ``8 − zero``; ``None`` is 0 everywhere.
 
     Returns:
         (rows, out) in the dtype of the inputs.
     """
-    scale = pairs[..., 0].T
-    weight = on_grid(tile_codes(tiles), scale.to(torch.float32), zero_points(zero, scale, 4))
-    return dense_matmul(inputs, weight)
+    return dense_matmul(inputs, on_offset_grid(tile_codes(tiles), scale, offset))
 
 
-def _too_many(inputs: Tensor, tiles: Tensor, pairs: Tensor, zero: Tensor | None) -> str | None:
+@int4_tile_matmul.backend("blocks", priority=1)
+def _blocks(inputs: Tensor, tiles: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Decode some tiles of the weight, multiply by them, forget them."""
+
+    def multiply(part: slice) -> Tensor:
+        offsets = None if offset is None else offset[part]
+        weight = on_offset_grid(tile_codes(tiles[part]), scale[part], offsets)
+        return dense_matmul(inputs, weight)
+
+    return by_blocks(inputs, tiles.shape[0], multiply, MULTIPLE)
+
+
+def _too_many(inputs: Tensor, tiles: Tensor, scale: Tensor, offset: Tensor | None) -> str | None:
     """Return why the rows are better multiplied by the decoded weight."""
     return not_a_small_batch(inputs.shape[0])
 
@@ -149,13 +174,17 @@ def _too_many(inputs: Tensor, tiles: Tensor, pairs: Tensor, zero: Tensor | None)
     requires=lacks_tiles,
     check=_too_many,
 )
-def _int4pack(inputs: Tensor, tiles: Tensor, pairs: Tensor, zero: Tensor | None) -> Tensor:
+def _int4pack(inputs: Tensor, tiles: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     """Multiply by the tiles themselves, ``aten._weight_int4pack_mm_for_cpu``.
 
-    The pairs are rounded to bf16.
+    Scales, and their products with offsets, are rounded to bf16.
     """
-    group_size = inputs.shape[1] // pairs.shape[0]
+    rows, groups = scale.shape
+    pairs = inputs.new_zeros((groups, rows, 2))
+    pairs[..., 0] = scale.T
+    if offset is not None:
+        torch.mul(pairs[..., 0], offset.T, out=pairs[..., 1])
     found: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-        inputs, tiles, group_size, pairs.to(inputs.dtype)
+        inputs, tiles, inputs.shape[1] // groups, pairs
     )
     return found

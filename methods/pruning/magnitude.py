@@ -7,7 +7,7 @@ from torch import Tensor
 
 from autocomp.core.spec import MaskSpec
 from autocomp.core.stats import Needs, Stats
-from autocomp.methods._masks import MaskMethod, drop_smallest, pattern_mask, removed
+from autocomp.methods._masks import MaskMethod
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +29,8 @@ class Magnitude(MaskMethod):
     summary: ClassVar[str] = "keep the largest weights of the matrix, no calibration"
     reference: ClassVar[str] = "https://arxiv.org/abs/1506.02626"
     needs: ClassVar[frozenset[Needs]] = frozenset()
+    by_row: ClassVar[bool] = False
 
-    def dropped(self, sparsity: float, shape: tuple[int, int]) -> int:
-        """Return ``⌊out·in·s⌋``."""
-        return removed(shape[0] * shape[1], sparsity)
-
-    def mask(self, weight: Tensor, spec: MagnitudeSpec, stats: Stats | None) -> Tensor:
-        """Return the keep-mask (out, in) bool; ``stats`` is not used."""
-        score = weight.abs()
-        if spec.sparsity is None:
-            return pattern_mask(score, spec)
-        count = removed(weight.numel(), spec.sparsity)
-        return drop_smallest(score.reshape(1, -1), count).view(weight.shape)
+    def score(self, weight: Tensor, spec: MagnitudeSpec, stats: Stats | None) -> Tensor:
+        """Return ``|w|`` (out, in); ``stats`` is not used."""
+        return weight.abs()

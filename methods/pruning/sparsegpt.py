@@ -45,6 +45,20 @@ class SparseGpt(MaskMethod):
     needs: ClassVar[frozenset[Needs]] = frozenset({Needs.HESSIAN})
     adaptive: ClassVar[bool] = True
 
+    def score(self, weight: Tensor, spec: SparseGptSpec, stats: Stats | None) -> Tensor:
+        """Return ``|w| / sqrt([H⁻¹]_jj)`` (out, in): its square is what dropping w alone costs.
+
+        All other weights of the row make up for it, so it does not depend on the order of inputs.
+        Weights of inputs that are always zero cost nothing.
+
+        Raises:
+            PlanError: If the Hessian is missing.
+            NumericalError: If H cannot be factorised.
+        """
+        factor = ColumnFactor.shared(stats, False, "sparsegpt", weight.shape[1])
+        score = weight.abs() / (factor.lower * factor.pivots).norm(dim=1)
+        return score.masked_fill_(factor.dead, 0.0)
+
     def dropped(self, sparsity: float, shape: tuple[int, int]) -> int:
         """Return ``Σ ⌊out·width·s⌋`` over the strips of 128 columns."""
         out_features, in_features = shape

@@ -8,7 +8,7 @@ from torch import Tensor
 from autocomp.core.spec import MaskSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.methods._hessian import require
-from autocomp.methods._masks import MaskMethod, drop_smallest, pattern_mask, removed
+from autocomp.methods._masks import MaskMethod, wanda_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,10 @@ class Wanda(MaskMethod):
     reference: ClassVar[str] = "https://arxiv.org/abs/2306.11695"
     needs: ClassVar[frozenset[Needs]] = frozenset({Needs.NORMS})
 
-    def dropped(self, sparsity: float, shape: tuple[int, int]) -> int:
-        """Return ``out · ⌊in·s⌋``."""
-        return shape[0] * removed(shape[1], sparsity)
-
-    def mask(self, weight: Tensor, spec: WandaSpec, stats: Stats | None) -> Tensor:
-        """Return the keep-mask (out, in) bool.
+    def score(self, weight: Tensor, spec: WandaSpec, stats: Stats | None) -> Tensor:
+        """Return the score (out, in).
 
         Raises:
             PlanError: If the input norms (in,) are missing.
         """
-        score = weight.abs() * require(stats, "norms", "wanda", weight.shape[1])
-        if spec.sparsity is None:
-            return pattern_mask(score, spec)
-        return drop_smallest(score, removed(weight.shape[1], spec.sparsity))
+        return wanda_score(weight, require(stats, "norms", "wanda", weight.shape[1]))

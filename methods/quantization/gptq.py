@@ -1,5 +1,6 @@
 """GPTQ: rounding that moves each column's error into the columns not yet rounded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from autocomp.core.sketch import SiteKind
 from autocomp.core.spec import UniformSpec
 from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight
-from autocomp.methods._column_solver import ColumnFactor, solve_columns
+from autocomp.methods._column_solver import ColumnFactor, round_columns
 from autocomp.methods._uniform import UniformMethod
 
 
@@ -50,9 +51,22 @@ class Gptq(UniformMethod):
             PlanError: If the Hessian is missing or the group size does not divide the inputs.
             NumericalError: If H cannot be factorised.
         """
-        layout = self.layout(spec, (weight.shape[0], weight.shape[1]))
-        factor = ColumnFactor.shared(stats, True, "gptq", weight.shape[1])
-        grid = self.grid(weight, spec, stats)
-        codes = solve_columns(weight, factor, grid=grid).codes
-        assert codes is not None
-        return layout.pack(codes, grid.scale, grid.zero)
+        return self.compress_together([weight], [spec], stats, dtype)[0]
+
+    def compress_together(
+        self,
+        weights: Sequence[Tensor],
+        specs: Sequence[GptqSpec],
+        stats: Stats | None,
+        dtype: str,
+    ) -> list[CompressedWeight]:
+        """Compress weights that read the same input, on groups of one size, in one run."""
+        factor = ColumnFactor.shared(stats, True, "gptq", weights[0].shape[1])
+        pairs = list(zip(weights, specs, strict=True))
+        layouts = [self.layout(spec, (len(weight), weight.shape[1])) for weight, spec in pairs]
+        grids = [self.grid(weight, spec, stats) for weight, spec in pairs]
+        codes = round_columns(weights, factor, grids)
+        return [
+            layout.pack(found, grid.scale, grid.zero)
+            for layout, found, grid in zip(layouts, codes, grids, strict=True)
+        ]

@@ -1,13 +1,18 @@
 """Predicted peak memory against the resident memory of a fresh process.
 
 ``python studies/latency-model/memory.py --model smollm2-135m`` writes a native folder a row, with
-random weights in the row's format, and loads it in a process of its own, which reads a context,
-decodes some tokens and reports how far its resident memory rose above what it had after importing
-everything. The prediction is ``weights + keys and values + activations``.
+random weights in the row's format, and loads it in a process of its own, which reads a context and
+decodes some tokens, twice over: the first life warms the libraries up and is forgotten, the second
+one tells how far the resident memory rises. The prediction is ``weights + keys and values +
+activations + workspace``. glibc keeps what is freed in its heap, up to some tens of megabytes,
+unless it is told at start when to give it back: the children are, as a server should be.
 """
 
 import argparse
+import ctypes
+import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +24,13 @@ import torch
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import DTYPE_BYTES
 from autocomp.core.spec import LayerSpec
-from autocomp.cost import activation_bytes, native_infos, peak_memory_bytes, plan_cache_bytes
+from autocomp.cost import (
+    activation_bytes,
+    native_infos,
+    peak_memory_bytes,
+    plan_cache_bytes,
+    workspace_bytes,
+)
 from autocomp.cost.models import Workload
 from autocomp.evaluate.forms import Forms
 from autocomp.evaluate.latency import ModelBench, step
@@ -30,6 +41,8 @@ from autocomp.models import load
 
 ROWS = ("dense", "rtn-w8-sym", "rtn-w4g64-sym", "rtn-w2g64")
 DECODED = 4
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_TOP_PAD_": "0"}
+"""What glibc reads when a process starts."""
 
 
 def resident_bytes(field: str) -> int:
@@ -43,24 +56,22 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def child(folder: str, context: int, batch: int, dtype: str) -> None:
-    """Load and run a native folder; print by how many bytes the memory rose."""
-    number = torch_dtype(dtype)
-    warm = torch.randn(64, 64, dtype=number) @ torch.randn(64, 64, dtype=number)
-    torch.nn.functional.scaled_dot_product_attention(*(warm[None, None],) * 3)
+def live(folder: str, work: Workload, dtype: torch.dtype) -> dict[str, int]:
+    """Load and run a native folder; return by how many bytes the memory rose."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     reset_peak()
     before = resident_bytes("VmRSS")
-    model = load_native(folder, dtype=number)
+    model = load_native(folder, dtype=dtype)
     loaded, loading = resident_bytes("VmRSS"), resident_bytes("VmHWM")
     reset_peak()
-    work = Workload(context, batch, "this")
     with torch.no_grad():
         step(model, work, "prefill")()
         decode = step(model, work, "decode", repeats=DECODED)
         for _ in range(DECODED):
             decode()
     found = {"loaded": loaded, "loading": loading, "peak": resident_bytes("VmHWM")}
-    print(json.dumps({name: size - before for name, size in found.items()}))
+    return {name: size - before for name, size in found.items()}
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +88,9 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             command = [sys.executable, __file__, "--child", str(folder)]
             command += ["--context", str(asked.context), "--batch", str(asked.batch)]
             command += ["--dtype", asked.dtype]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+            answer = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=os.environ | ALLOCATOR
+            )
         risen = json.loads(answer.stdout.splitlines()[-1])
         predicted = peak_memory_bytes(sketch, plan, **work)
         rows.append(
@@ -87,6 +100,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                 "weights_bytes": sum(i.nbytes for i in native_infos(sketch, plan).values()),
                 "cache_bytes": plan_cache_bytes(sketch, plan, **work),
                 "activations_bytes": activation_bytes(sketch, **work),
+                "workspace_bytes": workspace_bytes(sketch),
                 "loading_peak_rss_bytes": risen["loading"],
                 "loaded_rss_bytes": risen["loaded"],
                 "peak_rss_bytes": risen["peak"],
@@ -98,6 +112,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             "model": asked.model,
             "dtype": asked.dtype,
             "predicted_bytes_a_number": size,
+            "allocator": ALLOCATOR,
             **work,
         },
         "hardware": hardware(torch.device("cpu")),
@@ -119,7 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=out)
     asked = parser.parse_args(arguments)
     if asked.child is not None:
-        child(asked.child, asked.context, asked.batch, asked.dtype)
+        work = Workload(asked.context, asked.batch, "this")
+        for _ in range(2):
+            found = live(asked.child, work, torch_dtype(asked.dtype))
+        print(json.dumps(found))
         return
     found = measure(asked)
     print("| linears and tables | predicted MB | measured MB | error |")

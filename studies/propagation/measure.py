@@ -10,7 +10,6 @@ table, and writes results and a plot.
 """
 
 import argparse
-import json
 import math
 import tempfile
 import time
@@ -27,15 +26,20 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.config import StudyConfig, load_config
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import LayerSpec
-from autocomp.data.corpus import SPLITS, load_corpus
+from autocomp.data.deal import dealt
 from autocomp.evaluate.intervals import paired
-from autocomp.evaluate.record import hardware, versions
 from autocomp.formats.base import Operands
 from autocomp.layers.apply import Fetch
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
+from autocomp.search.experiment import (
+    described,
+    heldout_losses,
+    results_path,
+    shared_settings,
+    write_results,
+)
 from autocomp.search.finish import recompress
 from autocomp.search.knapsack import solve
 from autocomp.search.scoring import score_options
@@ -47,28 +51,12 @@ RESULTS = Path(__file__).parent / "results"
 LEVELS = (2, 3, 4, 5, 6)
 
 
-def shuffled(corpus: str, seed: int, folder: Path) -> Path:
-    """Write a text with its documents in an order of the seed, which deals them to other parts."""
-    text = load_corpus(corpus)
-    documents = [document for split in SPLITS for document in text.documents(split)]
-    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
-    path = folder / f"{Path(corpus).stem}.jsonl"
-    lines = (json.dumps({"text": documents[index]}) for index in order)
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
 def study_config(asked: argparse.Namespace, seed: int, corpus: Path) -> StudyConfig:
     """Return the settings of one seed: GPTQ levels of the decoder linears, no tuning."""
     return load_config(
         None,
         {
-            "model": asked.model,
-            "seed": seed,
-            "data.corpus": str(corpus),
-            "data.calibration": "corpus",
-            "data.window": asked.window,
-            "data.calibration_tokens": asked.calibration,
+            **shared_settings(asked, seed, corpus),
             "data.rungs": [asked.tokens],
             "data.heldout_tokens": asked.tokens,
             "space.name": "bits",
@@ -107,12 +95,9 @@ def plans(context: SearchContext, bits: float) -> dict[str, Plan]:
 
 def heldout(work: Workbench, plan: Plan, fetch: Fetch) -> list[float]:
     """Return the KL of every held-out window, nats a token; the live model is left restored."""
-    meter = work.heldout_meter
-    work.candidate.apply(plan, fetch)
-    windows, head = range(len(meter.reference.windows)), work.head_token(plan.layers)
-    found = meter.measure(work.model, windows, head_token=head).kl_nats
+    found = heldout_losses(work, plan, fetch)
     work.candidate.restore()
-    return list(found)
+    return found
 
 
 def propagated(work: Workbench, plan: Plan, listener: Progress) -> Fetch:
@@ -130,7 +115,7 @@ def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> list[di
     """Return a row a plan of one seed."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        config = study_config(asked, seed, shuffled(asked.corpus, seed, Path(folder)))
+        config = study_config(asked, seed, dealt(asked.corpus, seed, Path(folder)))
         setup, work = Setup.of(config), Workbench(config, listener)
         table = score_options(work, setup.site_lists, listener, Clock())
         context = search_context(setup, table)
@@ -206,23 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     quiet_libraries()
     torch.set_num_threads(1)
-    model = Path(asked.model).name
-    out = asked.out or RESULTS / f"{model}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(asked).items() if key != "out"}
-    settings |= {"model": model, "corpus": Path(asked.corpus).name}
+    out, settings = results_path(asked, RESULTS), described(asked)
     rows: list[dict[str, Any]] = []
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
             rows += measure(asked, seed, listener)
-            result = {
-                "settings": settings,
-                "hardware": hardware(torch.device("cpu")),
-                "versions": versions(),
-                "summary": summary(rows),
-                "rows": rows,
-            }
-            out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            result = write_results(out, settings, {"summary": summary(rows), "rows": rows})
     draw(rows, out.with_suffix(".png"))
     print("| bits | plan | dense | propagated | ratio (95 % over seeds) |\n|---|---|---|---|---|")
     for row in result["summary"]:

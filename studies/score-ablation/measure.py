@@ -30,11 +30,17 @@ from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.core.registry import SCORES
 from autocomp.core.seeds import SeedTree
-from autocomp.data.corpus import SPLITS, load_corpus
+from autocomp.data.deal import dealt
 from autocomp.evaluate.intervals import paired
-from autocomp.evaluate.record import hardware, versions
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
+from autocomp.search.experiment import (
+    described,
+    heldout_losses,
+    results_path,
+    shared_settings,
+    write_results,
+)
 from autocomp.search.knapsack import solve
 from autocomp.search.objectives import objective_of
 from autocomp.search.oracle import BACKWARD
@@ -52,28 +58,12 @@ NEAR_SPREAD, RANDOM_SPREAD = 1.0, 1.5
 """Standard deviation of the log factors of groups."""
 
 
-def shuffled(corpus: str, seed: int, folder: Path) -> Path:
-    """Write a text with its documents in an order of the seed, which deals them to other parts."""
-    text = load_corpus(corpus)
-    documents = [document for split in SPLITS for document in text.documents(split)]
-    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
-    path = folder / f"{Path(corpus).stem}.jsonl"
-    lines = (json.dumps({"text": documents[index]}) for index in order)
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
 def study_config(asked: argparse.Namespace, seed: int, corpus: Path) -> StudyConfig:
     """Return the settings of one seed: GPTQ levels of the decoder linears."""
     return load_config(
         None,
         {
-            "model": asked.model,
-            "seed": seed,
-            "data.corpus": str(corpus),
-            "data.calibration": "corpus",
-            "data.window": asked.window,
-            "data.calibration_tokens": asked.calibration,
+            **shared_settings(asked, seed, corpus),
             "data.rungs": [asked.rung, asked.tokens],
             "data.heldout_tokens": asked.tokens,
             "space.name": "bits",
@@ -148,11 +138,7 @@ class Bench:
     def losses(self, plan: Plan) -> tuple[float, ...]:
         """Return the KL of every held-out window, nats a token."""
         if plan.digest not in self._losses:
-            meter = self.work.heldout_meter
-            self.work.candidate.apply(plan, self.work.operands)
-            windows, head = range(len(meter.reference.windows)), self.work.head_token(plan.layers)
-            found = meter.measure(self.work.model, windows, head_token=head)
-            self._losses[plan.digest] = found.kl_nats
+            self._losses[plan.digest] = tuple(heldout_losses(self.work, plan))
         return self._losses[plan.digest]
 
 
@@ -176,7 +162,7 @@ def by_size(problem: Problem, context: SearchContext) -> Floats:
 def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> dict[str, Any]:
     """Return what one seed gives."""
     with tempfile.TemporaryDirectory() as folder:
-        corpus = shuffled(asked.corpus, seed, Path(folder))
+        corpus = dealt(asked.corpus, seed, Path(folder))
         bench = Bench(study_config(asked, seed, corpus), listener)
         rng = SeedTree(seed).child("plans").numpy()
         rows, orders = [], []
@@ -339,11 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     quiet_libraries()
     torch.set_num_threads(1)
-    model = Path(asked.model).name
-    out = asked.out or RESULTS / f"{model}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(asked).items() if key not in ("out", "seeds")}
-    settings |= {"model": model, "corpus": Path(asked.corpus).name}
+    out, settings = results_path(asked, RESULTS), described(asked, "seeds")
     found: list[dict[str, Any]] = []
     if out.exists() and (kept := json.loads(out.read_text(encoding="utf-8"))):
         found = kept["seeds"] if kept["settings"] == settings else []
@@ -352,15 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if seed in (one["seed"] for one in found):
                 continue
             found.append(measure(asked, seed, listener))
-            result = {
-                "settings": settings,
-                "hardware": hardware(torch.device("cpu")),
-                "versions": versions(),
-                "allocations": allocations(found),
-                "correlations": correlations(found),
-                "seeds": found,
-            }
-            out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            ranks = {"allocations": allocations(found), "correlations": correlations(found)}
+            result = write_results(out, settings, {**ranks, "seeds": found})
     draw(result, out.with_suffix(".png"))
     print_tables(result)
 

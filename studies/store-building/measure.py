@@ -1,13 +1,15 @@
 """Seconds of one processor for compressing the linears of a few blocks at several levels.
 
 ``python studies/store-building/measure.py`` compresses every linear of some blocks from second
-moments of the model's own inputs. Linears that read the same input share their statistics and with
-them the factorisation, as in a search. Seconds are those of the process, on one thread, so that
-other work on the machine does not count.
+moments of the model's own inputs and writes a layer store, as a search does: what reads one input
+shares statistics, factorisation and, up to so many rows, the run of the solver; a block is one
+file. ``--apart`` makes a run and a file of every linear and level instead. Seconds are those of
+the process, on one thread, so that other work on the machine does not count.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -20,8 +22,11 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.core.spec import LayerSpec
 from autocomp.core.stats import Stats
 from autocomp.evaluate.record import hardware, versions
-from autocomp.methods.compose import compress
-from autocomp.models import load
+from autocomp.formats.base import CompressedWeight
+from autocomp.layers.store import LayerStore, StoreKey
+from autocomp.methods.compose import compress_together
+from autocomp.models import LoadedModel, load
+from autocomp.search.filling import Choice, together
 
 OUT = Path(__file__).parent / "results" / "store-building.json"
 LEVELS = tuple(f"gptq-w{bits}g64" for bits in (2, 3, 4, 5, 6))
@@ -57,6 +62,55 @@ def second_moments(
     return found
 
 
+class Build:
+    """Compresses blocks into a store and keeps the time.
+
+    Args:
+        loaded: The model.
+        stats: Statistics by the name of an input.
+        apart: A run of the solver and a file for every linear and level.
+    """
+
+    def __init__(self, loaded: LoadedModel, stats: dict[str, Stats], apart: bool) -> None:
+        self._loaded = loaded
+        self._stats = stats
+        self._apart = apart
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.made: dict[str, int] = defaultdict(int)
+        self.writing_s = self.waiting_s = 0.0
+
+    def compress(self, choices: list[Choice]) -> dict[Choice, CompressedWeight]:
+        """Return the compressed weights of a block."""
+        sketch, found = self._loaded.sketch, {}
+        apart = [[choice] for choice in choices]
+        for stack in apart if self._apart else together(sketch, choices):
+            reads, specs = sketch[stack[0][0]].reads, [spec for _, spec in stack]
+            readers = (site.role for site in sketch.sites if site.reads == reads)
+            weights = [
+                self._loaded.model.get_submodule(name).weight.detach().float() for name, _ in stack
+            ]
+            begun = time.process_time()
+            made = compress_together(weights, specs, self._stats[reads], sketch.dtype)
+            group = ", ".join(role.removesuffix("_proj") for role in readers)
+            self.seconds[group] += time.process_time() - begun
+            self.made[group] += len(stack)
+            found |= dict(zip(stack, made, strict=True))
+        return found
+
+    def write(self, store: LayerStore, found: dict[Choice, CompressedWeight]) -> None:
+        """Write the compressed weights of a block."""
+        entries = {
+            StoreKey("model", "base", name, spec.token(), "", "", ""): weight
+            for (name, spec), weight in found.items()
+        }
+        files = [{key: weight} for key, weight in entries.items()] if self._apart else [entries]
+        begun, wall = time.process_time(), time.perf_counter()
+        for file in files:
+            store.put_all(file)
+        self.writing_s += time.process_time() - begun
+        self.waiting_s += time.perf_counter() - wall
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and write what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -64,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--levels", nargs="+", default=list(LEVELS))
+    parser.add_argument("--apart", action="store_true", help="one linear and level at a time")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args(argv)
     quiet_libraries()
@@ -79,33 +134,45 @@ def main(argv: list[str] | None = None) -> None:
         name: Stats(hessian=moments, norms=moments.diagonal().sqrt())
         for name, moments in second_moments(loaded.model, readers, token_ids).items()
     }
-    seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for site in sites:
-        weight = loaded.model.get_submodule(site.name).weight.detach().float()
-        for level in asked.levels:
-            spec, begun = LayerSpec.parse(level), time.process_time()
-            compress(weight, spec, stats[site.reads], loaded.sketch.dtype)
-            seconds[site.role][level].append(time.process_time() - begun)
+    specs = [LayerSpec.parse(level) for level in asked.levels]
+    build = Build(loaded, stats, asked.apart)
+    with tempfile.TemporaryDirectory() as folder:
+        store = LayerStore(Path(folder))
+        for block in range(asked.blocks):
+            choices = [(s.name, spec) for s in sites if s.block == block for spec in specs]
+            build.write(store, build.compress(choices))
     rows = [
-        {"role": role, "level": level, "seconds": round(sum(times) / len(times), 4)}
-        for role, by_level in seconds.items()
-        for level, times in by_level.items()
+        {
+            "linears": group,
+            "compressed": build.made[group],
+            "seconds": round(seconds, 3),
+            "ms_each": round(1000 * seconds / build.made[group], 1),
+        }
+        for group, seconds in build.seconds.items()
     ]
-    total = sum(sum(times) for by_level in seconds.values() for times in by_level.values())
+    total = sum(build.seconds.values()) + build.writing_s
     record = {
-        "settings": {"model": asked.model, "blocks": asked.blocks, "levels": asked.levels},
+        "settings": {
+            "model": asked.model,
+            "blocks": asked.blocks,
+            "levels": asked.levels,
+            "apart": asked.apart,
+        },
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
         "linears": len(sites),
         "seconds": round(total, 3),
         "seconds_of_all_linears": round(total / len(sites) * len(linears), 1),
+        "writing_s": round(build.writing_s, 3),
+        "waiting_for_writes_s": round(build.waiting_s, 3),
         "rows": rows,
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print("| linear | level | seconds |\n|---|---|---|")
+    print("| linears | seconds | ms a linear and level |\n|---|---|---|")
     for row in rows:
-        print(f"| {row['role']} | {row['level']} | {row['seconds']:.3f} |")
+        print(f"| {row['linears']} | {row['seconds']:.2f} | {row['ms_each']} |")
+    print(f"writing took {build.writing_s:.2f} s, {build.waiting_s:.2f} s on the clock")
     print(
         f"{len(sites)} linears took {total:.1f} s: {record['seconds_of_all_linears']} s for all."
     )

@@ -10,7 +10,6 @@ share of the largest, of the whole file.
 """
 
 import argparse
-import json
 import math
 import tempfile
 import time
@@ -27,29 +26,17 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.config import load_config
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import weight_bytes
-from autocomp.data.corpus import SPLITS, load_corpus
-from autocomp.evaluate.record import hardware, versions
+from autocomp.data.deal import dealt
 from autocomp.models import sketch_of
+from autocomp.search.experiment import described, results_path, shared_settings, write_results
 from autocomp.search.oracle import BACKWARD, GRADIENT_TOKENS
 from autocomp.search.run import Search
 
 RESULTS = Path(__file__).parent / "results"
 LEVELS = (2, 3, 4, 5, 6)
 CLOSE = 1.01
-
-
-def shuffled(corpus: str, seed: int, folder: Path) -> Path:
-    """Write a text with its documents in an order of the seed, which deals them to other parts."""
-    text = load_corpus(corpus)
-    documents = [document for split in SPLITS for document in text.documents(split)]
-    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
-    path = folder / f"{Path(corpus).stem}.jsonl"
-    lines = (json.dumps({"text": documents[index]}) for index in order)
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
 
 
 def token(level: int, group: int) -> str:
@@ -79,12 +66,7 @@ def searched(
 ) -> list[dict[str, Any]]:
     """Run one search without its finish; return a row a trial, with the tokens read by its end."""
     common = {
-        "model": asked.model,
-        "seed": seed,
-        "data.corpus": str(corpus),
-        "data.calibration": "corpus",
-        "data.window": asked.window,
-        "data.calibration_tokens": asked.calibration,
+        **shared_settings(asked, seed, corpus),
         "data.rungs": [asked.tokens // 4, asked.tokens],
         "data.heldout_tokens": asked.window,
         "space.name": "bits",
@@ -145,7 +127,7 @@ def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> dict[st
     budgets = [int(value) for value in np.geomspace(top, asked.lowest * top, asked.budgets)]
     budgets[0] = top
     with tempfile.TemporaryDirectory() as folder:
-        corpus = shuffled(asked.corpus, seed, Path(folder))
+        corpus = dealt(asked.corpus, seed, Path(folder))
         singles = [
             searched(
                 asked,
@@ -240,22 +222,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     quiet_libraries()
     torch.set_num_threads(1)
-    model = Path(asked.model).name
-    out = asked.out or RESULTS / f"{model}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(asked).items() if key != "out"}
-    settings |= {"model": model, "corpus": Path(asked.corpus).name}
+    out, settings = results_path(asked, RESULTS), described(asked)
     seeds: list[dict[str, Any]] = []
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
             seeds.append(measure(asked, seed, listener))
-            result = {
-                "settings": settings,
-                "hardware": hardware(torch.device("cpu")),
-                "versions": versions(),
-                "seeds": seeds,
-            }
-            out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            write_results(out, settings, {"seeds": seeds})
     draw(seeds, out.with_suffix(".png"))
     print(
         "| seed | one budget, tokens | all, tokens | ratio | reached | KL over its own study's |"

@@ -11,7 +11,6 @@ It prints a table, and writes results and a plot.
 """
 
 import argparse
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,15 +27,14 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.config import StudyConfig, load_config
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.seeds import SeedTree
-from autocomp.data.corpus import SPLITS, load_corpus
+from autocomp.data.deal import dealt
 from autocomp.evaluate.intervals import paired
-from autocomp.evaluate.record import hardware, versions
 from autocomp.models.device import resolve_device
 from autocomp.search.clock import Clock
 from autocomp.search.context import SearchContext
 from autocomp.search.correction import Evidence, fit
 from autocomp.search.evaluation import evaluate_plan
+from autocomp.search.experiment import described, heldout_losses, shared_settings, write_results
 from autocomp.search.knapsack import Problem, Solution, solve
 from autocomp.search.objectives import objective_of
 from autocomp.search.scoring import ScoreTable, score_options
@@ -50,29 +48,13 @@ UNIFORM_BITS = (2, 3, 4)
 DRAWS = 20
 
 
-def shuffled(corpus: str, seed: int, folder: Path) -> Path:
-    """Write a text with its documents in an order of the seed, which deals them to other parts."""
-    text = load_corpus(corpus)
-    documents = [document for split in SPLITS for document in text.documents(split)]
-    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
-    path = folder / f"{Path(corpus).stem}.jsonl"
-    lines = (json.dumps({"text": documents[index]}) for index in order)
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
 def study_config(asked: argparse.Namespace, seed: int, corpus: Path, tied: bool) -> StudyConfig:
     """Return the settings of one seed and space: GPTQ levels of the decoder linears."""
     return load_config(
         None,
         {
-            "model": asked.model,
-            "seed": seed,
+            **shared_settings(asked, seed, corpus),
             "device": asked.device,
-            "data.corpus": str(corpus),
-            "data.calibration": "corpus",
-            "data.window": asked.window,
-            "data.calibration_tokens": asked.calibration,
             "data.rungs": [asked.tokens],
             "data.heldout_tokens": asked.tokens,
             "space.name": "bits",
@@ -129,11 +111,7 @@ class Bench:
 
     def heldout(self, plan: Plan) -> tuple[float, ...]:
         """Return the KL of every held-out window."""
-        meter = self.work.heldout_meter
-        self.work.candidate.apply(plan, self.work.operands)
-        head = self.work.head_token(plan.layers)
-        count = len(meter.reference.windows)
-        return tuple(meter.measure(self.work.model, range(count), head_token=head).kl_nats)
+        return tuple(heldout_losses(self.work, plan))
 
 
 def uniform(context: SearchContext, bits: int) -> Solution:
@@ -219,7 +197,7 @@ def disagreeing(tied: SearchContext, plan: Plan) -> float:
 def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> list[dict[str, Any]]:
     """Return a row a plan of one seed."""
     with tempfile.TemporaryDirectory() as folder:
-        corpus = shuffled(asked.corpus, seed, Path(folder))
+        corpus = dealt(asked.corpus, seed, Path(folder))
         return compared(asked, Bench(asked, seed, corpus, listener), seed)
 
 
@@ -339,20 +317,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(asked).items() if key != "out"}
-    settings |= {"model": Path(asked.model).name, "corpus": Path(asked.corpus).name}
+    settings, device = described(asked), resolve_device(asked.device)
     rows: list[dict[str, Any]] = []
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
             rows += measure(asked, seed, listener)
-            found = {
-                "settings": settings,
-                "hardware": hardware(resolve_device(asked.device)),
-                "versions": versions(),
-                "summary": summary(rows),
-                "rows": rows,
-            }
-            asked.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            found = {"summary": summary(rows), "rows": rows}
+            write_results(asked.out, settings, found, device)
     draw(rows, asked.out.with_suffix(".png"))
     print("| bits | by | plan | untied KL | ratio to untied | groups that disagree |")
     print("|---|---|---|---|---|---|")

@@ -8,7 +8,6 @@ results and a plot. Searches are kept under ``--runs`` and go on where they were
 """
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,44 +22,28 @@ from autocomp.cli.libraries import quiet_libraries
 from autocomp.config import StudyConfig, load_config
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
-from autocomp.core.seeds import SeedTree
 from autocomp.core.spec import DENSE
 from autocomp.cost.bytes import weight_bytes
-from autocomp.data.corpus import SPLITS, load_corpus
+from autocomp.data.deal import dealt
 from autocomp.evaluate.intervals import paired
-from autocomp.evaluate.record import hardware, versions
 from autocomp.models import sketch_of
 from autocomp.models.device import resolve_device
+from autocomp.search.experiment import described, shared_settings, write_results
 from autocomp.search.records import TrialRecord
 from autocomp.search.run import Search
 
 OUT = Path(__file__).parent / "results" / "warm-start.json"
 
 
-def shuffled(corpus: str, seed: int, folder: Path) -> Path:
-    """Write a text with its documents in an order of the seed, which deals them to other parts."""
-    text = load_corpus(corpus)
-    documents = [document for split in SPLITS for document in text.documents(split)]
-    order = SeedTree(seed).child("documents").numpy().permutation(len(documents))
-    path = folder / f"{Path(corpus).stem}-{seed}.jsonl"
-    lines = (json.dumps({"text": documents[index]}) for index in order)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
 def study_config(
     asked: argparse.Namespace, model: str, seed: int, sources: Sequence[Path] = ()
 ) -> StudyConfig:
     """Return the settings of one search; the budget is a share of the uncompressed file."""
+    name = f"{Path(asked.corpus).stem}-{seed}"
+    corpus = dealt(asked.corpus, seed, Path(asked.runs), name)
     settings = {
-        "model": model,
-        "seed": seed,
+        **shared_settings(asked, seed, corpus, model),
         "device": asked.device,
-        "data.corpus": str(shuffled(asked.corpus, seed, Path(asked.runs))),
-        "data.calibration": "corpus",
-        "data.window": asked.window,
-        "data.calibration_tokens": asked.calibration,
         "data.rungs": [asked.tokens // 4, asked.tokens],
         "data.heldout_tokens": asked.tokens,
         "space.name": asked.space,
@@ -155,11 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(asked).items() if key not in ("out", "runs")}
-    settings |= {
-        "models": [Path(model).name for model in asked.models],
-        "corpus": Path(asked.corpus).name,
-    }
+    settings = described(asked, "runs")
+    settings["models"] = [Path(model).name for model in asked.models]
     rows: list[dict[str, Any]] = []
     with progress(quiet=False) as listener:
         for seed in range(asked.seeds):
@@ -176,9 +156,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 name = Path(model).name
                 rows.append({"model": name, "seed": seed, "cold": cold[model], "warm": warm})
             found = {
-                "settings": settings,
-                "hardware": hardware(resolve_device(asked.device)),
-                "versions": versions(),
                 "summary": compare(rows, asked.at),
                 "by_model": {
                     name: compare([row for row in rows if row["model"] == name], asked.at)
@@ -186,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 },
                 "rows": rows,
             }
-            asked.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            write_results(asked.out, settings, found, resolve_device(asked.device))
     draw(rows, asked.out.with_suffix(".png"))
     print("| trials | warm over cold | 95 % | better in |")
     print("|---|---|---|---|")

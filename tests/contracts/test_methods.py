@@ -1,12 +1,13 @@
-"""Run the shipped contracts over every registered method of a site or of its input."""
+"""Run the shipped contracts over every registered method that fills a slot of a linear."""
 
 import pytest
 
-from autocomp.core.method import InputMethod, SiteMethod
+from autocomp.core.method import InputMethod, RefinementMethod, SiteMethod
 from autocomp.core.registry import METHODS
 from autocomp.testing import methods as contract
 
-LAYER = contract.names("site", "input")
+PROTOCOLS = {"site": SiteMethod, "input": InputMethod, "refinement": RefinementMethod}
+LAYER = contract.names(*PROTOCOLS)
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -46,7 +47,7 @@ def test_same_bytes_in_another_process():
     contract.check_other_process(LAYER)
 
 
-@pytest.mark.parametrize(("scope", "protocol"), [("site", SiteMethod), ("input", InputMethod)])
+@pytest.mark.parametrize(("scope", "protocol"), PROTOCOLS.items())
 def test_fulfils_its_protocol(scope, protocol):
     for name in contract.names(scope):
         assert isinstance(METHODS[name](), protocol)

@@ -1,11 +1,20 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from autocomp.core.plan import Plan
 from autocomp.core.sketch import Sketch
 from autocomp.core.spec import DENSE, LayerSpec
-from autocomp.cost import activation_bytes, cache_bytes, native_infos, peak_memory_bytes
+from autocomp.cost import (
+    activation_bytes,
+    cache_bytes,
+    native_infos,
+    peak_memory_bytes,
+    workspace_bytes,
+)
+from autocomp.cost.memory import DECODED_AT_ONCE
+from autocomp.kernels.dense_matmul import BLOCK_WEIGHTS
 from autocomp.testing.plans import random_plan
 
 BYPASS = LayerSpec.parse("bypass")
@@ -31,7 +40,22 @@ def test_is_weights_plus_cache_plus_activations(tiny_sketch: Sketch) -> None:
         cache_bytes(tiny_sketch, site.name, DENSE, context=64, batch=2)
         for site in tiny_sketch.caches()
     )
-    assert found == weights + cache + activation_bytes(tiny_sketch, context=64, batch=2)
+    running = activation_bytes(tiny_sketch, context=64, batch=2) + workspace_bytes(tiny_sketch)
+    assert found == weights + cache + running
+
+
+def test_workspace_is_a_block_of_the_kernels(tiny_sketch: Sketch) -> None:
+    assert DECODED_AT_ONCE == BLOCK_WEIGHTS
+    table = tiny_sketch.vocab_size * tiny_sketch.hidden_size
+    assert workspace_bytes(tiny_sketch) == 7 * table  # below a block
+    wide = replace(
+        tiny_sketch,
+        sites=tuple(
+            replace(site, shape=(1 << 18, site.shape[1])) if site.kind == "embedding" else site
+            for site in tiny_sketch.sites
+        ),
+    )
+    assert workspace_bytes(wide) == 7 << 20
 
 
 def test_a_bypassed_attention_holds_no_cache(tiny_sketch: Sketch) -> None:

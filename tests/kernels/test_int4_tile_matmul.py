@@ -7,10 +7,12 @@ from autocomp.kernels.bits import pack_bits
 from autocomp.kernels.dequantize import dequantize
 from autocomp.kernels.gather_rows import gather_tile_rows
 from autocomp.kernels.int4_tile_matmul import (
+    from_offset,
     from_tiles,
     int4_tile_matmul,
     lacks_tiles,
     tile_codes,
+    to_offset,
     to_tiles,
     why_no_tiles,
 )
@@ -33,27 +35,27 @@ def grid(shape, groups, symmetric, seed=0):
 def test_tiles_give_the_stored_bits_back(shape, symmetric):
     codes, scale, zero = grid(shape, shape[1] // 32, symmetric)
     packed = pack_bits(codes, 4)
-    tiles, pairs = to_tiles(packed, scale, zero)
+    tiles = to_tiles(packed)
+    offset = None if symmetric else to_offset(zero, scale.shape[1])
     assert (tiles.nbytes, tiles.dtype) == (packed.nbytes, torch.uint8)
     assert torch.equal(tile_codes(tiles), codes.to(torch.uint8))
-    again = from_tiles(tiles, pairs)
-    assert torch.equal(again[0], packed)
-    assert torch.equal(again[1], scale)
+    assert torch.equal(from_tiles(tiles), packed)
+    assert symmetric or torch.equal(from_offset(offset), zero)
     rows = torch.tensor([0, 17, shape[0] - 1, 33, 17])
     whole = dequantize(packed, scale, zero, 4, shape[1])
-    assert torch.equal(gather_tile_rows(rows, tiles, pairs, zero), whole[rows])
+    assert torch.equal(gather_tile_rows(rows, tiles, scale, offset), whole[rows])
 
 
 @needs_tiles
 def test_error_is_that_of_a_weight_in_bf16():
     codes, scale, zero = grid((128, 256), 4, False)
-    tiles, pairs = to_tiles(pack_bits(codes, 4), scale, zero)
+    tiles, offset = to_tiles(pack_bits(codes, 4)), to_offset(zero, 4)
     inputs = torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
     weight = dequantize(pack_bits(codes, 4), scale, zero, 4, 256)
     exact = inputs.double() @ weight.double().T
     plain = (inputs.float() @ weight.bfloat16().float().T).bfloat16()
     with int4_tile_matmul.pinned("int4pack"):
-        found = int4_tile_matmul(inputs, tiles, pairs, zero)
+        found = int4_tile_matmul(inputs, tiles, scale, offset)
     error, allowed = ((y.double() - exact).square().mean().sqrt() for y in (found, plain))
     assert error <= 2 * allowed
 

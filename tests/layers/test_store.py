@@ -175,3 +175,52 @@ def test_content_digest_sees_name_shape_dtype_and_value() -> None:
         {"a": base[:0]},
     ]
     assert len({content_digest(tensors) for tensors in variants}) == len(variants)
+
+
+def _block() -> dict[StoreKey, CompressedWeight]:
+    tokens = ("rtn-w4g16", "rtn-w3g16", "dense")
+    return {replace(KEY, token=token): weight(token, seed) for seed, token in enumerate(tokens)}
+
+
+def test_entries_made_together_are_one_file(tmp_path: Path) -> None:
+    store, block = LayerStore(tmp_path), _block()
+    store.put_all({})
+    assert store.usage() == store_module.StoreUsage(entries=0, bytes=0)
+    store.put_all(block)
+    size = store.path(KEY).stat().st_size
+    assert store.usage() == store_module.StoreUsage(entries=3, bytes=size)
+    for key, written in block.items():
+        assert store.path(key).samefile(store.path(KEY))
+        found = store.get(key)
+        assert found is not None
+        assert found.tensors.keys() == written.tensors.keys()
+        assert torch.equal(found.to_dense(), written.to_dense())
+    assert store.prune(0).entries == 0
+    assert not any(store.path(key).exists() for key in block)
+
+
+def test_damage_to_one_of_a_file_leaves_the_others(tmp_path: Path) -> None:
+    store, block = LayerStore(tmp_path), _block()
+    store.put_all(block)
+    path = store.path(KEY)
+    data = bytearray(path.read_bytes())
+    codes = block[KEY].tensors["codes"].numpy().tobytes()
+    data[data.index(codes)] ^= 1
+    path.write_bytes(data)
+    assert [store.get(key) is None for key in block] == [True, False, False]
+    store.put(KEY, block[KEY])
+    assert all(store.get(key) is not None for key in block)
+    assert store.usage().entries == 3
+
+
+def test_without_hard_links_each_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    store, block = LayerStore(tmp_path), _block()
+    store.put_all(block)
+    assert all(store.get(key) is not None for key in block)
+    assert len({store.path(key).stat().st_ino for key in block}) == 3

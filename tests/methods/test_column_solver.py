@@ -4,7 +4,7 @@ import torch
 from autocomp.core.errors import PlanError
 from autocomp.core.spec import MaskSpec
 from autocomp.methods import _column_solver
-from autocomp.methods._column_solver import ColumnFactor, solve_columns
+from autocomp.methods._column_solver import ColumnFactor, round_columns, solve_columns
 from autocomp.methods._masks import drop_smallest, removed
 from autocomp.methods._uniform import AffineGrid
 from autocomp.methods.quantization.gptq import GptqSpec
@@ -235,3 +235,17 @@ def test_factor_is_shared():
     first = ColumnFactor.shared(stats, True, "gptq", 32)
     assert ColumnFactor.shared(stats, True, "sparsegpt", 32) is first
     assert ColumnFactor.shared(stats, False, "sparsegpt", 32) is not first
+
+
+def test_weights_of_one_input_get_the_same_bits_together_as_apart():
+    """More columns than a strip; levels and rows differ, which no vector length divides."""
+    weight, stats = site(3, (75, 160))
+    factor = ColumnFactor.of(stats.hessian, act_order=True)
+    weights = [weight[:40], weight[:40], weight[40:], weight]
+    specs = [GptqSpec(2, 32), GptqSpec(6, 32), GptqSpec(3, 32, symmetric=True), GptqSpec(4, 32)]
+    grids = [AffineGrid.fit(w, spec) for w, spec in zip(weights, specs, strict=True)]
+    apart = [
+        solve_columns(w, factor, grid=grid).codes for w, grid in zip(weights, grids, strict=True)
+    ]
+    found = round_columns(weights, factor, grids)
+    assert all(torch.equal(one, other) for one, other in zip(found, apart, strict=True))

@@ -155,12 +155,13 @@ MEMBERS = {
     "input": "smoothquant",
     "factor": "wsvd-r8",
     "mask": "wanda-s50",
+    "refinement": "dsnot",
     "quantizer": "gptq-w4g8",
     "residual": "lorc-r4",
     "activation": "absmax-a8-tensor",
     "cache": "kivi-k4v4",
 }
-SETS = [chosen for size in range(1, 9) for chosen in combinations(MEMBERS, size)]
+SETS = [chosen for size in range(1, 10) for chosen in combinations(MEMBERS, size)]
 
 
 def says_legal(slots):
@@ -212,8 +213,9 @@ def test_sets_that_the_tables_allow_compress_and_come_back(slots, tmp_path):
 def test_what_is_legal_is_what_makes_sense():
     legal = {"+".join(slots) for slots in LEGAL}
     assert {"quantizer", "input+quantizer+activation", "mask+quantizer+residual"} <= legal
-    assert "input+mask+quantizer+residual+activation" in legal
+    assert "input+mask+refinement+quantizer+residual+activation" in legal
     assert not {"input", "residual", "activation", "mask+activation", "factor+mask"} & legal
+    assert not {"refinement", "refinement+quantizer"} & legal
     assert not {slots for slots in legal if {"structure", "cache"} & set(slots.split("+"))} - {
         "structure",
         "cache",

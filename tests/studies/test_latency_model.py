@@ -70,7 +70,7 @@ def test_memory_of_a_fresh_process_holds_the_file(tiny_llama_path, tmp_path):
         ["--model", str(tiny_llama_path), "--rows", "dense", "--context", "32", "--out", str(out)]
     )
     (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    parts = ("weights_bytes", "cache_bytes", "activations_bytes")
+    parts = ("weights_bytes", "cache_bytes", "activations_bytes", "workspace_bytes")
     assert row["predicted_bytes"] == sum(row[name] for name in parts)
     assert row["peak_rss_bytes"] >= row["loaded_rss_bytes"]
     assert row["peak_rss_bytes"] > row["weights_bytes"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autocomp.core.progress import Silent
+from autocomp.data.deal import dealt
 
 SCRIPT = Path(__file__).resolve().parents[2] / "studies" / "tied-vs-untied" / "measure.py"
 
@@ -59,7 +60,7 @@ def test_a_tied_plan_is_its_own_projection(study, tmp_path, trained_llama_path):
         model=str(trained_llama_path), corpus="pydoc", device="cpu", window=64, tokens=512,
         calibration=512, group=64,
     )  # fmt: skip
-    bench = study.Bench(asked, 0, study.shuffled("pydoc", 0, tmp_path), Silent())
+    bench = study.Bench(asked, 0, dealt("pydoc", 0, tmp_path), Silent())
     budget = bench.budget(3.5)
     assert budget == pytest.approx((bench.budget(3.0) + bench.budget(4.0)) / 2, abs=1)
     free, tied = bench.context(False, budget), bench.context(True, budget)

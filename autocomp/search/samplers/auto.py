@@ -1,12 +1,14 @@
 """What to try next, by scores, by what was measured, and by gradients.
 
 1. *Uniform* baselines: one option for all decoder linears times one for the embedding.
-2. *Probes*: the best plan at the budget that must use sparsity, low rank or bypasses, or nothing
+2. *Allocations*: what OWL, SAMSP and ASVD make of the budget, where the space has their options
+   (:mod:`autocomp.search.allocate`).
+3. *Probes*: the best plan at the budget that must use sparsity, low rank or bypasses, or nothing
    but quantization.
-3. *Ladder*: the knapsack at the budget with uncorrected scores, then with corrected ones, and at
+4. *Ladder*: the knapsack at the budget with uncorrected scores, then with corrected ones, and at
    smaller budgets.
-4. *Variants*: the corrected knapsack at the budget, once for every variant but the first.
-5. *Refinement* around the best plan measured at a budget, by one of these moves:
+5. *Variants*: the corrected knapsack at the budget, once for every variant but the first.
+6. *Refinement* around the best plan measured at a budget, by one of these moves:
 
    * *linear*: a trust-region step by the gradient of the plan's own loss, as long as such steps
      lead to better plans (:mod:`autocomp.search.samplers._linear`). At a smaller budget the first
@@ -20,7 +22,7 @@
 
 A plan that was told before is drawn again, so no trial is spent twice on one plan; at the same
 budget first, or budgets at which moves rarely find something new would get less than their share.
-Steps 1 to 3 look at the first variant, the base unless it cannot hold the budget; a refinement
+Steps 1 to 4 look at the first variant, the base unless it cannot hold the budget; a refinement
 first draws a variant (:mod:`autocomp.search.samplers.outlook`).
 
 Reference: Sieberling et al. 2024, https://arxiv.org/abs/2410.14649 (level-switch mutation).
@@ -33,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from autocomp.search.ask import Ask, Proposal, Told
-from autocomp.search.context import SearchContext
+from autocomp.search.context import ALLOCATION, SearchContext
 from autocomp.search.knapsack import solve
 from autocomp.search.problem import Problem, Solution
 from autocomp.search.samplers._linear import (
@@ -129,6 +131,10 @@ def _opening(index: int, contexts: Sequence[SearchContext], told: Sequence[Told]
     if index < len(context.uniforms):
         return _Move(context, context.uniforms[index], "uniform")
     index -= len(context.uniforms)
+    if index < len(context.allocated):
+        token, found = list(context.allocated.items())[index]
+        return _Move(context, found, f"{ALLOCATION}:{token}")
+    index -= len(context.allocated)
     if index < len(context.kinds):
         kind = context.kinds[index]
         problem = correction_of(context, told).apply()

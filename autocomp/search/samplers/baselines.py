@@ -19,6 +19,8 @@ At a tight budget hardly any random assignment fits, so one that does not is bro
 has a smaller one, random sub-blocks are dropped. That knows sizes and no score. What fits is left
 as it is, so in a study without a budget nothing changes.
 
+The plans of the context's allocations are enqueued: they are the first trials.
+
 Assignments are canonical, so a repeated plan is seen; it is asked again, with the repeated one
 running. Where there are variants, the variant is one more integer; one that is not searched stands
 for the nearest that is. An index beyond the end of a shorter list stands for the last option.
@@ -51,7 +53,7 @@ from autocomp.core.errors import InfeasibleError
 from autocomp.core.seeds import SeedTree
 from autocomp.core.variant import PARAMETER
 from autocomp.search.ask import Ask, Proposal, Told
-from autocomp.search.context import SearchContext
+from autocomp.search.context import ALLOCATION, SearchContext
 from autocomp.search.knapsack import Ints, Problem, Solution, smallest
 from autocomp.search.records import FIDELITY
 
@@ -94,6 +96,12 @@ class Baseline:
             name: _Range(0, range_.high) for name, range_ in ranges_of(ask.contexts).items()
         }
         known = {frozenset(trial.params.items()) for trial in ask.told}
+        first = ask.contexts[0]
+        enqueued = list(first.allocated.items())[ask.index : ask.index + 1]
+        for token, solution in enqueued:
+            params = first.params(solution)
+            if frozenset(params.items()) not in known:
+                return _proposal(ask, first, params, f"{ALLOCATION}:{token}")
         with _quiet():
             study = self._study(ask, seed, ranges)
             for _ in range(ATTEMPTS):
@@ -102,9 +110,7 @@ class Baseline:
                 params = context.params(found) if found is not None else {}
                 if not params or frozenset(params.items()) in known:
                     continue
-                plan = context.space.decode(params)
-                family = context.family_of(plan)
-                return Proposal(ask.index, params, plan, self.name, family)
+                return _proposal(ask, context, params, self.name)
         return None
 
     def _study(
@@ -125,6 +131,14 @@ class Baseline:
             selector.get_parent_population(study, generation)  # which the study keeps
             generation += 1
         return study
+
+
+def _proposal(
+    ask: Ask, context: SearchContext, params: Mapping[str, int], origin: str
+) -> Proposal:
+    """Return the proposal of parameters."""
+    plan = context.space.decode(params)
+    return Proposal(ask.index, params, plan, origin, context.family_of(plan))
 
 
 class _Range(IntDistribution):

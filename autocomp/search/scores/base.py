@@ -80,6 +80,11 @@ class LinearSite:
         return _present(self.stats.sample, "a sample of inputs")
 
     @property
+    def norms(self) -> Tensor:
+        """``sqrt(E[x²])`` a channel, (in,)."""
+        return _present(self.stats.norms, "norms of the inputs")
+
+    @property
     def gradient(self) -> Tensor:
         """Output gradients g of the same tokens, (n, out)."""
         return _present(self.stats.sample_gradient, "a sample of output gradients")

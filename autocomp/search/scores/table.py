@@ -21,6 +21,7 @@ class ScoreTable:
         score: Name of the score that ``options`` and ``drop`` are of.
         in_nats: Whether it predicts a KL, nats a token.
         tokens: Tokens that were read by assembled models, beside the calibration text.
+        signals: By allocation, by linear site, what the allocation read in the pass.
     """
 
     options: Mapping[str, Mapping[str, float]]
@@ -29,6 +30,7 @@ class ScoreTable:
     score: str = "kronecker"
     in_nats: bool = True
     tokens: int = 0
+    signals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, each site's pairs as a list of tokens and a matrix."""
@@ -43,6 +45,7 @@ class ScoreTable:
             "options": {site: dict(values) for site, values in self.options.items()},
             "drop": dict(self.drop),
             "pairs": pairs,
+            "signals": {name: dict(values) for name, values in self.signals.items()},
         }
 
     @classmethod
@@ -59,5 +62,6 @@ class ScoreTable:
             }
             for site, found in data.get("pairs", {}).items()
         }
-        known = {name: data[name] for name in ("score", "in_nats", "tokens") if name in data}
+        later = ("score", "in_nats", "tokens", "signals")
+        known = {name: data[name] for name in later if name in data}
         return cls(data["options"], data["drop"], pairs, **known)
