@@ -98,11 +98,12 @@ def uniform_token(method: str, bits: int, group_size: int | None) -> str:
         return method
     if method not in METHODS:
         METHODS[method]
-    defaults = {field.name: field.default for field in fields(METHODS[method].spec)}
-    if "bits" not in defaults:
+    spec = METHODS[method].spec
+    defaults = {field.name: field.default for field in fields(spec)}
+    if spec.slot != "quantizer":
         raise ConfigError(
             f"--method {method}: not a quantizer, so --bits does not apply. Give its whole token, "
-            f"such as wanda-s50+rtn-w4g64 or wsvd-p60+rtn-w8g64."
+            f"such as wanda-s50+rtn-w4g64, wsvd-p60+rtn-w8g64 or lplr-p60-w8."
         )
     if group_size is None:
         group_size = 0 if defaults.get("group_size") else GROUP_SIZE
