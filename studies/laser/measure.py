@@ -1,7 +1,8 @@
 """Whether reducing the rank of a few late matrices improves a model, as LASER finds on tasks.
 
 ``python studies/laser/measure.py CORPUS`` selects reductions of the last blocks' MLP matrices
-greedily by the next-token loss on one part of ``CORPUS``, and measures what is kept on another.
+greedily by the next-token loss on one part of ``CORPUS``, and measures what is kept, if anything
+is, on another.
 """
 
 import argparse
@@ -24,9 +25,9 @@ from autocomp.models import load
 
 MODEL = "smollm2-135m"
 WINDOW = 512
-SELECT_TOKENS, REPORT_TOKENS = 2048, 8192
+SELECT_TOKENS, REPORT_TOKENS = 1024, 4096
 ROLES = ("gate_proj", "up_proj", "down_proj")
-PERCENTS = (2.0, 10.0, 50.0, 75.0)
+PERCENTS = (10.0, 75.0)
 
 
 class Tail:
@@ -108,7 +109,7 @@ def main() -> None:
     """Select, report, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", help="a text of at least 30,000 tokens")
-    parser.add_argument("--blocks", type=int, default=6, help="how many of the last blocks")
+    parser.add_argument("--blocks", type=int, default=4, help="how many of the last blocks")
     parser.add_argument("--tokens", type=int, default=SELECT_TOKENS, help="to select by")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "measured.json"
@@ -146,26 +147,27 @@ def main() -> None:
             yield from ((f"{block}.{role}", PERCENTS) for role in ROLES)
 
     kept = select(dict(candidates()), score)
-    report = Tail(loaded.model, text("heldout", REPORT_TOKENS), arguments.blocks)
-    before, after = report.measure({}), report.measure(weights(kept))
     result = {
         "model": MODEL,
         "corpus": Path(arguments.corpus).name,
         "blocks": arguments.blocks,
         "window": WINDOW,
         "select_tokens": arguments.tokens,
-        "report_tokens": REPORT_TOKENS,
         "versions": versions(),
         "selected": kept,
-        "heldout": {"before": summary(before), "after": summary(after)},
-        "change": {
-            name: paired([row[place] for row in before], [row[place] for row in after])
-            for place, name in enumerate(("loss_nats", "top1_accuracy"))
-        },
         "tried": rows,
     }
+    if kept:
+        report = Tail(loaded.model, text("heldout", REPORT_TOKENS), arguments.blocks)
+        before, after = report.measure({}), report.measure(weights(kept))
+        result["report_tokens"] = REPORT_TOKENS
+        result["heldout"] = {"before": summary(before), "after": summary(after)}
+        result["change"] = {
+            name: paired([row[place] for row in before], [row[place] for row in after])
+            for place, name in enumerate(("loss_nats", "top1_accuracy"))
+        }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("selected", "heldout", "change")}))
+    print(json.dumps({key: result.get(key) for key in ("selected", "heldout", "change")}))
 
 
 if __name__ == "__main__":
