@@ -101,10 +101,10 @@ def uniform_token(method: str, bits: int, group_size: int | None) -> str:
     found = METHODS[method]
     defaults = {field.name: field.default for field in fields(found.spec)}
     usual = getattr(found, "usual", None)
-    if usual is None and "bits" not in defaults:
+    if getattr(found.spec, "slot", None) != "quantizer" or not (usual or "bits" in defaults):
         raise ConfigError(
             f"--method {method}: not a quantizer, so --bits does not apply. Give its whole token, "
-            f"such as wanda-s50+rtn-w4g64 or wsvd-p60+rtn-w8g64."
+            f"such as wanda-s50+rtn-w4g64, wsvd-p60+rtn-w8g64 or lplr-p60-w8."
         )
     if group_size is None:
         group_size = 0 if defaults.get("group_size") else GROUP_SIZE

@@ -67,6 +67,12 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "identity": ("-r24",),
         "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
     },
+    "lqer": {
+        "valid": ("-r8", "-p20-a50", "-r8-w8", "-p20-a0-w4"),
+        "column": ("-r1", "-r1-w8"),
+        "identity": ("-r24",),
+        "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
+    },
     "owq": {
         "valid": ("-w3-t4", "-w2g8-sym-t2", "-w4g8-mse-t5.5", "-w3g8-clip-t3.5"),
         "column": ("-w4-t4", "-w4-t16"),

@@ -34,9 +34,10 @@ def test_uniform_token(arguments, token):
     assert LayerSpec.parse(token).token() == token
 
 
-def test_uniform_token_refuses_what_has_no_bits():
-    with pytest.raises(ConfigError, match="whole token"):
-        uniform_token("wanda", 4, 64)
+def test_uniform_token_refuses_what_is_no_quantizer():
+    for method in ("wanda", "asvd", "laser", "lplr", "lorc", "absmax"):
+        with pytest.raises(ConfigError, match="whole token"):
+            uniform_token(method, 4, 64)
     with pytest.raises(ConfigError, match="Did you mean 'gptq'"):
         uniform_token("gptqq", 4, 64)
 
