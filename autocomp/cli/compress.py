@@ -101,7 +101,8 @@ def uniform_token(method: str, bits: int, group_size: int | None) -> str:
     found = METHODS[method]
     defaults = {field.name: field.default for field in fields(found.spec)}
     usual = getattr(found, "usual", None)
-    if getattr(found.spec, "slot", None) != "quantizer" or not (usual or "bits" in defaults):
+    quantizes = getattr(found.spec, "slot", "") == "quantizer" and "bits" in defaults
+    if usual is None and not quantizes:
         raise ConfigError(
             f"--method {method}: not a quantizer, so --bits does not apply. Give its whole token, "
             f"such as wanda-s50+rtn-w4g64, wsvd-p60+rtn-w8g64 or lplr-p60-w8."
