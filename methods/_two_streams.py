@@ -39,7 +39,7 @@ def towards_dense(weight: Tensor, stats: Stats | None, method: str) -> Tensor:
         return weight
     if KEPT not in stats.derived:
         factor = cholesky(require(stats, "hessian", method).double(), DAMPING)
-        change = torch.cholesky_solve(stats.drift.double().T, factor).T
-        stats.derived[KEPT] = change.to(weight)
+        solved = torch.cholesky_solve(stats.drift.double().T, factor).T
+        stats.derived[KEPT] = solved.to(weight)
     change: Tensor = stats.derived[KEPT]
     return weight + weight @ change

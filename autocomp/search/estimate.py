@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -136,7 +137,7 @@ def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
         clusters = 1 << int(spec.quantizer.bits)
         steps = rows * columns * math.log2(columns + 1) * clusters
         return CLUSTER_OPERATIONS * steps / speed.single
-    method = None if spec.quantizer is None else METHODS[spec.quantizer.method]()
+    method: Any = None if spec.quantizer is None else METHODS[spec.quantizer.method]()
     passes = method.passes(spec.quantizer) if hasattr(method, "passes") else 1
     seconds = PASS_OPERATIONS * passes * rows * columns / speed.single
     if Needs.HESSIAN in needs(spec):

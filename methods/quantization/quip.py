@@ -104,10 +104,15 @@ class Quip:
 
     def layout(self, spec: QuipSpec, shape: tuple[int, int], dtype: str = "") -> Midrise | Turned:
         """Return the layout of a weight (out, in); ``dtype`` plays no part."""
-        inner = Midrise(shape, spec.bits, single=bool(spec.turn))
+        inner = self._inner(spec, shape)
         if not spec.turn:
             return inner
         return Turned(shape, inner, Rotation(shape[0], spec.turn, OUTPUT_SEED))
+
+    @staticmethod
+    def _inner(spec: QuipSpec, shape: tuple[int, int]) -> Midrise:
+        """Return the layout of the codes."""
+        return Midrise(shape, spec.bits, single=bool(spec.turn))
 
     def grid(self, weight: Tensor, spec: QuipSpec, stats: Stats | None = None) -> AffineGrid:
         """Return scale (out, 1) float16 and the zero point between the two middle codes."""
@@ -128,10 +133,10 @@ class Quip:
             NumericalError: If H cannot be factorised.
         """
         layout = self.layout(spec, (weight.shape[0], weight.shape[1]))
-        if isinstance(layout, Turned):
-            weight, inner = layout.turn(weight), layout.inner
-            return layout.pack(self._rounded(weight, spec, stats, inner))
-        return self._rounded(weight, spec, stats, layout)
+        if isinstance(layout, Midrise):
+            return self._rounded(weight, spec, stats, layout)
+        inner = self._inner(spec, layout.shape)
+        return layout.pack(self._rounded(layout.turn(weight), spec, stats, inner))
 
     def _rounded(
         self, weight: Tensor, spec: QuipSpec, stats: Stats | None, layout: Midrise
