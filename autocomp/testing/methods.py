@@ -117,7 +117,7 @@ def digest(name: str) -> str:
         weight, stats = site()
         for local, tensor in compress(token, weight, stats, "float16").tensors.items():
             found.update(f"{token}/{local}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
-            found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -2,8 +2,8 @@
 
 Of every matrix each option has a sensitivity, the loss of the model in which that matrix alone is
 factored so. One threshold on it decides: every matrix takes the smallest share whose sensitivity
-is below, or stays whole (:func:`autocomp.methods.low_rank.asvd.allocate`). The threshold is as
-high as the target asks for, and its step is one option of one matrix.
+is below, or stays whole. The threshold is as high as the target asks for, and its step is one
+option of one matrix.
 
 The losses are those of the search's score: with ``search.score: measured`` they are measured one
 matrix at a time, as published.
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from autocomp.core.registry import load_object
 from autocomp.search.allocations.base import AllocatedSite, Allocation
 
 
@@ -33,16 +32,19 @@ class Asvd(Allocation):
 
         Where the smallest shares of all lie above it, those are the answer.
         """
-        losses = {
-            site.name: {share: loss for share, loss in site.losses.items() if share < 1.0}
+        weights = {site.name: site.weights for site in sites}
+        found = dict.fromkeys(weights, 1.0)
+        pairs = sorted(
+            (loss, site.name, share)
             for site in sites
-        }
-        sizes = {
-            site.name: {share: round(share * site.weights) for share in (*losses[site.name], 1.0)}
-            for site in sites
-        }
-        total = sum(site.weights for site in sites)
-        least = sum(min(found.values()) for found in sizes.values())
-        divide = load_object("autocomp.methods.low_rank.asvd:allocate")
-        found: dict[str, float] = divide(losses, sizes, max(least, round(target * total)))
+            for share, loss in site.losses.items()
+            if share < 1.0
+        )
+        taken, most = sum(weights.values()), round(target * sum(weights.values()))
+        for _, name, share in pairs:
+            if taken <= most:
+                break
+            smaller = min(found[name], share)
+            taken -= round(found[name] * weights[name]) - round(smaller * weights[name])
+            found[name] = smaller
         return found
