@@ -66,7 +66,7 @@ def option_class(spec: LayerSpec, kind: str = "linear") -> str:
         return "bypass"
     if spec.cache is not None:
         return f"cache-{spec.cache.token()}"
-    rounded = (("w", spec.factor), ("w", spec.quantizer), ("a", spec.activation))
+    rounded = (("w", spec.quantizer or spec.factor), ("a", spec.activation))
     bits = "".join(f"{side}{part.bits}" for side, part in rounded if hasattr(part, "bits"))
     words = (
         (spec.mask, "sparse"),
