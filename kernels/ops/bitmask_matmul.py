@@ -152,11 +152,11 @@ def _kernel(  # noqa: PLR0913
             _ranked(word, here, 6),
             _ranked(word, here, 7),
         )
-        keep = (ranked & 1) == 1
-        value = kept_values(values, start, ranked >> 1, keep, BITS)
+        bit = ranked & 1
+        value = kept_values(values, start, ranked >> 1, bit == 1, BITS)
         weight = on_grid(value, scale, zero, n, group, groups, live, BITS)
+        weight *= bit.to(tl.float32)
         column = group * group_size + offset
-        weight = tl.where(keep, weight, 0.0)
         sums = add_product(sums, weight, inputs, column, inside, rows, columns, BLOCK_M)
     write_sums(sums, outputs, n, rows, features, BLOCK_M)
 

@@ -135,14 +135,14 @@ def _kernel(  # noqa: PLR0913
             places = inputs + (rank // KEEP * M)[None, :] + place
             sums += weight * tl.load(places, mask=keep, other=0.0).to(tl.float32)
         else:
-            weight = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+            held = tl.full((BLOCK_N, BLOCK_K), -1, dtype=tl.int32)
             for one in range(KEEP):
                 kept = (rank // M * KEEP + one)[None, :]
                 place = gather_codes(positions, kept, keep, PLACE_BITS)
-                hit = keep & (place == (rank % M)[None, :])
-                value = kept_values(values, start, kept, hit, BITS)
-                value = on_grid(value, scale, zero, n, group, groups, live, BITS)
-                weight += tl.where(hit, value, 0.0)
+                held = tl.where(keep & (place == (rank % M)[None, :]), kept, held)
+            value = kept_values(values, start, held, held >= 0, BITS)
+            weight = on_grid(value, scale, zero, n, group, groups, live, BITS)
+            weight = tl.where(held >= 0, weight, 0.0)
             sums = add_product(sums, weight, inputs, rank, inside, rows, columns, BLOCK_M)
     write_sums(sums, outputs, n, rows, features, BLOCK_M)
 
