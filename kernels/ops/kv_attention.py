@@ -15,7 +15,6 @@ from autocomp.kernels._decode import gather_codes
 from autocomp.kernels._op import operation
 from autocomp.kernels._tile import LEAST_ROWS
 from autocomp.kernels._triton import (
-    cdiv,
     jit,
     launch,
     options_of,
@@ -82,7 +81,7 @@ def kv_attention(
         all_keys = torch.cat([first, all_keys], dim=2)
     if values is not None:
         all_values = torch.cat([values.dense(width), all_values], dim=2)
-    grouped = query.float().view(batch, latest_keys.shape[1], -1, width)
+    grouped = query.float().view(len(query), latest_keys.shape[1], -1, width)
     scores = grouped @ all_keys.transpose(2, 3) * width**-0.5
     return (scores.softmax(dim=3) @ all_values).view(query.shape).to(query.dtype)
 
@@ -147,7 +146,7 @@ def _kernel(  # noqa: PLR0913
         token = first + tl.arange(0, BLOCK_T)
         key = tl.zeros((BLOCK_W, BLOCK_T), dtype=tl.float32)
         row = (own * width + channel)[:, None]
-        if KEY_BITS > 0:
+        if KEY_BITS > 0:  # noqa: SIM102 (the outer one is decided at compile time)
             if first < stored_keys:
                 keep = there[:, None] & (token < stored_keys)[None, :]
                 starts = key_codes + row * ((stored_keys * KEY_BITS + 7) // 8)
@@ -166,7 +165,7 @@ def _kernel(  # noqa: PLR0913
         shrink = tl.exp(peak - highest)
         share = tl.exp(score - highest[:, None])
         value = tl.zeros((BLOCK_T, BLOCK_W), dtype=tl.float32)
-        if VALUE_BITS > 0:
+        if VALUE_BITS > 0:  # noqa: SIM102
             if first < stored_values:
                 keep = (token < stored_values)[:, None] & there[None, :]
                 line = (own * stored_values + token)[:, None]
