@@ -22,8 +22,11 @@ from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.straight_through import straight_through
 from autocomp.formats.uniform import Grid
-from autocomp.kernels.bitmask_matmul import bitmask_matmul
+from autocomp.kernels.bitmask_matmul import bitmask_matmul, row_starts
 from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
+
+STARTS = "starts"
+"""Name of the settled tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,16 @@ class Bitmask(Format):
 
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Multiply inputs (rows, in); the mask and the values stay packed."""
-        return bitmask_matmul(inputs, tensors["mask"], *value_operands(tensors, self.grid))
+        values = value_operands(tensors, self.grid)
+        return bitmask_matmul(inputs, tensors["mask"], *values, tensors.get(STARTS))
+
+    def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Add where each row's values begin, (out + 1,) int64."""
+        return {**tensors, STARTS: row_starts(tensors["mask"])}
+
+    def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the stored tensors."""
+        return {name: tensor for name, tensor in tensors.items() if name != STARTS}
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Keep the mask, round the rest to the stored grid or dtype."""

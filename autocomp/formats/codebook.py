@@ -12,7 +12,8 @@ from autocomp.core.sketch import TensorInfo
 from autocomp.formats._levels import nearest_level
 from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.straight_through import straight_through
-from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
+from autocomp.kernels.bits import pack_bits, packed_bytes
+from autocomp.kernels.codebook_matmul import codebook_matmul, codebook_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,17 @@ class Codebook(Format):
 
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32."""
-        codes = unpack_bits(tensors["codes"], self.bits, self.shape[1])
-        return tensors["codebook"].to(torch.float32).gather(1, codes.to(torch.int64))
+        codes, levels = tensors["codes"], tensors["codebook"]
+        return codebook_weight(codes, levels, None, self.bits, self.shape[1])
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in); the codes stay packed."""
+        return codebook_matmul(inputs, tensors["codes"], tensors["codebook"], None, self.bits)
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Decode rows (n, in) fp32 and no others."""
+        codes, levels = tensors["codes"][index], tensors["codebook"][index]
+        return codebook_weight(codes, levels, None, self.bits, self.shape[1])
 
     def codes(self, weight: Tensor, codebook: Tensor) -> Tensor:
         """Return the codes (out, in) int64 of the nearest values of a codebook (out, 2^bits)."""

@@ -92,7 +92,7 @@ class Factors(Format):
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Multiply inputs (rows, in) by one factor, then by the other."""
         left, right = within(tensors, "left"), within(tensors, "right")
-        outer, inner = _operand(self.left, left), _operand(self.right, right)
+        outer, inner = operand(self.left, left), operand(self.right, right)
         if outer is None or inner is None:
             return self.left.matmul(left, self.right.matmul(right, inputs))
         return low_rank_matmul(inputs, outer, inner)
@@ -135,7 +135,7 @@ class Factors(Format):
         }
 
 
-def _operand(layout: Format, tensors: Mapping[str, Tensor]) -> Tensor | Packed | None:
+def operand(layout: Format, tensors: Mapping[str, Tensor]) -> Tensor | Packed | None:
     """Return a factor as the kernel operation takes it; ``None`` where it takes no such format."""
     if isinstance(layout, Dense):
         return tensors["weight"]

@@ -20,6 +20,7 @@ from autocomp.core.sketch import TensorInfo
 from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.straight_through import straight_through
 from autocomp.kernels.bits import pack_bits, packed_bytes, unpack_bits
+from autocomp.kernels.codebook_matmul import codebook_matmul, codebook_weight
 
 LARGEST_QUANTILE = 0.9677083
 MAGNITUDE_BLOCK = 256
@@ -176,6 +177,31 @@ class NormalFloat(Format):
         count = self.shape[0] * self.shape[1]
         codes = unpack_bits(tensors["codes"], self.bits, count)[0]
         return self._decode(codes.to(torch.int64), tensors)
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in); the codes stay packed where rows are whole blocks."""
+        if not self._has_whole_rows:
+            return Format.matmul(self, tensors, inputs)
+        codes, levels, scale = self._operands(tensors)
+        return codebook_matmul(inputs, codes, levels, scale, self.bits)
+
+    def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """Decode rows (n, in) fp32, and no others where no row splits a block or byte."""
+        if not self._has_whole_rows:
+            return Format.rows(self, tensors, index)
+        codes, levels, scale = self._operands(tensors)
+        return codebook_weight(codes[index], levels, scale[index], self.bits, self.shape[1])
+
+    @property
+    def _has_whole_rows(self) -> bool:
+        """Whether every row begins with a block and a byte."""
+        return self.shape[1] % self.block == 0 and self.shape[1] * self.bits % 8 == 0
+
+    def _operands(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes (out, bytes), levels (1, 2^bits) and magnitudes (out, groups) by row."""
+        codes = tensors["codes"].view(self.shape[0], -1)
+        scale = self.magnitudes(tensors).view(self.shape[0], -1)
+        return codes, self.levels.to(scale.device)[None], scale
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Take the nearest levels under the stored magnitudes."""

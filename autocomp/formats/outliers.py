@@ -11,6 +11,12 @@ from autocomp.core.errors import PlanError
 from autocomp.core.sketch import TensorInfo
 from autocomp.formats.base import CompressedWeight, Format
 from autocomp.formats.straight_through import straight_through
+from autocomp.kernels.dense_sparse_matmul import dense_sparse_matmul, sparse_rows
+
+
+def csr(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values, columns and row starts, as the kernel operation takes them."""
+    return tensors["values"], tensors["columns"], tensors["rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +91,18 @@ class Outliers(Format):
 
     def marked(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the mask (out, in) bool, True is stored."""
-        lengths = tensors["rows"].diff().long()
-        rows = torch.arange(self.shape[0], device=lengths.device).repeat_interleave(lengths)
-        mask = torch.zeros(self.shape, dtype=torch.bool, device=lengths.device)
-        mask[rows, tensors["columns"].long()] = True
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=tensors["rows"].device)
+        mask[sparse_rows(tensors["rows"]), tensors["columns"].long()] = True
         return mask
 
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32."""
         dense = torch.zeros(self.shape, device=tensors["values"].device)
         return dense.masked_scatter_(self.marked(tensors), tensors["values"].to(torch.float32))
+
+    def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Multiply inputs (rows, in) by the stored values only."""
+        return dense_sparse_matmul(inputs, None, *csr(tensors))
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Keep the places, round their values to float16."""

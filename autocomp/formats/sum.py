@@ -10,7 +10,11 @@ from torch import Tensor
 from autocomp.core.errors import PlanError
 from autocomp.core.sketch import TensorInfo
 from autocomp.formats.base import CompressedWeight, Format, format_from_json, joined, within
+from autocomp.formats.factors import operand
 from autocomp.formats.leaf import GridLeaf
+from autocomp.formats.outliers import Outliers, csr
+from autocomp.kernels.dense_sparse_matmul import dense_sparse_matmul
+from autocomp.kernels.low_rank_matmul import Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,13 @@ class Sum(Format):
         return base.to_dense() + correction.to_dense()
 
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Multiply inputs (rows, in) by both parts and add."""
-        base = self.base.matmul(within(tensors, "base"), inputs)
-        return base + self.correction.matmul(within(tensors, "correction"), inputs)
+        """Multiply inputs (rows, in) by both parts, at once where a kernel does, and add."""
+        stored, correction = within(tensors, "base"), within(tensors, "correction")
+        if isinstance(self.correction, Outliers):
+            packed = operand(self.base, stored)
+            if isinstance(packed, Packed):
+                return dense_sparse_matmul(inputs, packed, *csr(correction))
+        return self.base.matmul(stored, inputs) + self.correction.matmul(correction, inputs)
 
     def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """Return rows (n, in) fp32 of both parts, added."""

@@ -6,7 +6,7 @@ raise ``AssertionError`` on a breach. A new operation adds a function to ``_MAKE
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -20,9 +20,8 @@ from autocomp.kernels._triton import NAME as TRITON
 from autocomp.kernels.bits import pack_bits
 from autocomp.kernels.int4_tile_matmul import lacks_tiles, to_offset, to_tiles
 from autocomp.kernels.low_rank_matmul import Packed
+from autocomp.testing.kernel_cases import MAKERS, ROWS, SHAPES, Case
 
-SHAPES = ((64, 64), (1, 128), (40, 100), (123, 123))
-ROWS = (1, 5, 17)
 INTERPRETED_STEP = 7
 """Of so many cases the interpreter takes one; prime to their rows, bits and shapes."""
 
@@ -32,13 +31,6 @@ EPSILON = {torch.float32: 2.0**-18, torch.float16: 2.0**-10, torch.bfloat16: 2.0
 Half-precision back-ends round each scale and each output to nearest once; fp32 ones may add in
 another order.
 """
-
-
-class Case(NamedTuple):
-    """Arguments of an operation, and the sum of magnitudes of each output; ``None``: exact."""
-
-    arguments: tuple[Any, ...]
-    size: Tensor | None = None
 
 
 def cases(name: str, dtype: torch.dtype) -> list[Case]:
@@ -103,7 +95,7 @@ def check_triton(name: str, dtype: torch.dtype) -> None:
     known = next((each for each in found.backends if each.name == TRITON), None)
     tried = 0
     for case in cases(name, dtype)[::step]:
-        arguments = tuple(a.to(device) if isinstance(a, Tensor) else a for a in case.arguments)
+        arguments = tuple(_on(device, argument) for argument in case.arguments)
         with interpreting():
             if known is None or known.why_not(*arguments):
                 continue
@@ -132,6 +124,15 @@ def reached(name: str) -> set[str]:
         for known in found.backends
         if known.why_not(*case.arguments) is None
     }
+
+
+def _on(device: str, argument: Any) -> Any:
+    """Return an argument, or a named tuple of them, on a device."""
+    if isinstance(argument, Tensor):
+        return argument.to(device)
+    if hasattr(argument, "_fields"):
+        return type(argument)(*(_on(device, each) for each in argument))
+    return argument
 
 
 def _wide(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -367,4 +368,5 @@ _MAKERS: dict[str, Callable[[torch.dtype, Generator], Iterator[Case]]] = {
     "nm_matmul": _nm,
     "low_rank_matmul": _low_rank,
     "lut_gemm": _lut,
+    **MAKERS,
 }

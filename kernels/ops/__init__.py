@@ -17,5 +17,9 @@ KERNELS = {
     "bitmask_matmul": "autocomp.kernels.bitmask_matmul:bitmask_matmul",
     "nm_matmul": "autocomp.kernels.nm_matmul:nm_matmul",
     "low_rank_matmul": "autocomp.kernels.low_rank_matmul:low_rank_matmul",
+    "codebook_matmul": "autocomp.kernels.codebook_matmul:codebook_matmul",
+    "dense_sparse_matmul": "autocomp.kernels.dense_sparse_matmul:dense_sparse_matmul",
+    "int8_outlier_matmul": "autocomp.kernels.int8_outlier_matmul:int8_outlier_matmul",
+    "kv_attention": "autocomp.kernels.kv_attention:kv_attention",
     "lut_gemm": "autocomp.kernels.lut_gemm:lut_gemm",
 }
