@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | type | test-wheel | links | docs | clean
+# make setup | demo | test | lint | type | test-wheel | links | docs | bench-gpu | kernels-aot | clean
 #
 # Every target creates what it needs, can be run twice in a row, and works offline once installed.
 
@@ -18,7 +18,7 @@ BIN := .venv/bin
 # Folders are listed too: their time changes when a file goes.
 SOURCES := $(shell find autocomp methods kernels/ops search_spaces ! -path '*/__pycache__*')
 
-.PHONY: setup demo test lint type test-wheel links docs clean
+.PHONY: setup demo test lint type test-wheel links docs bench-gpu kernels-aot clean
 
 setup: .venv/.installed
 
@@ -75,6 +75,17 @@ links:
 # The pages and tables that are generated from the code; a test says when they are stale.
 docs: setup
 	$(BIN)/python -P docs/generate.py
+
+# Needs a GPU, and of Python packages only torch and triton: any interpreter that has them will do,
+# as in: make bench-gpu BENCH_PYTHON=python3
+BENCH_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+bench-gpu: links
+	PYTHONPATH=. $(BENCH_PYTHON) kernels/bench/run.py
+
+# Every kernel compiled for A100, H100 and MI300, without a GPU; fails if one spills registers.
+kernels-aot: setup
+	$(BIN)/python kernels/bench/aot.py --quick --csv kernels/bench/aot.csv
 
 clean:
 	rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -235,7 +235,8 @@ class SearchConfig(_Strict):
     ``baselines`` is the most uniform plans that are measured first. ``ladder`` is the number of
     budgets at which plans are sought, from the budget itself down to ``lowest_share`` of it, and
     ``at_budget`` the share of the refinements that goes to the largest. ``finish`` is what tunes
-    the blocks of a finalist after the layer methods, or ``none``. ``finalists`` plans are finished
+    the blocks of a finalist after the layer methods, or ``none``; ``gptaq`` in front of it, or
+    alone, compresses towards the dense model. ``finalists`` plans are finished
     at each of the ``finish_budgets`` largest budgets of the ladder, and up to ``more_finalists``
     others where finished results contradict searched ones. ``sampler`` names what proposes
     plans, and ``moves`` the moves that it may make; empty allows all. ``allocations`` are the

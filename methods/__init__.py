@@ -32,6 +32,7 @@ METHODS = {
     "laser": "autocomp.methods.low_rank.laser:Laser",
     "lplr": "autocomp.methods.low_rank.lplr:Lplr",
     "lorc": "autocomp.methods.low_rank.lorc:Lorc",
+    "lqer": "autocomp.methods.low_rank.lqer:Lqer",
     "bypass": "autocomp.methods.structure.bypass:BypassSubblock",
     "flap": "autocomp.methods.structure.flap:Flap",
     "wandawidth": "autocomp.methods.structure.wanda_width:WandaWidth",

@@ -147,7 +147,8 @@ class _Stacked(NamedTuple):
             weight.new_full((len(weight),), grid.levels)
             for weight, grid in zip(weights, grids, strict=True)
         ]
-        scale, zero = (torch.cat([grid[side] for grid in grids]) for side in (0, 1))
+        scale = torch.cat([grid.scale for grid in grids])
+        zero = torch.cat([grid.zero for grid in grids])
         return cls(scale, zero, torch.cat(levels))
 
 

@@ -160,29 +160,29 @@ def _sparse_layout(spec: LayerSpec, shape: Shape, dtype: str) -> Any:
 def _sparse(weight: Tensor, spec: LayerSpec, stats: Stats | None, dtype: str) -> CompressedWeight:
     """Prune and round; in one run of the column solver when a method solves under H.
 
-    A fixed or refined mask comes first, and the grid is that of the kept values and zero. An
-    adaptive mask is chosen inside the solver, so the grid is that of the whole weight; refined, it
-    is fixed like any other, but what it removes still moves into the weights that it keeps.
-    Columns are visited in act-order if the quantizer asks for it, but in natural order where an
-    N:M mask is chosen on the way.
+    A fixed mask comes first, and the grid is that of the kept values and zero. An adaptive mask
+    is chosen inside the solver, so the grid is that of the whole weight; refined, it is chosen
+    before, but what it removes still moves into the weights that it keeps. Columns are visited in
+    act-order if the quantizer asks for it, but in natural order for an adaptive mask that was
+    chosen in that order: of a pattern, or to be refined.
     """
     mask, quantizer = method_of(spec.mask), method_of(spec.quantizer)
     packed = _sparse_layout(spec, shape_of(weight), dtype)
-    keep, pruned = None, weight
+    keep = None
     if not mask.adaptive or spec.refinement is not None:
         keep = _chosen(weight, spec, stats)
-        pruned = weight * keep
-    grid = quantizer.grid(pruned, spec.quantizer, stats)
+    if keep is not None and not mask.adaptive:
+        weight = weight * keep
+    grid = quantizer.grid(weight, spec.quantizer, stats)
     codes = None
     if has_feedback(spec):
-        patterned = keep is None and spec.mask.m is not None
-        act_order = Needs.HESSIAN in quantizer.needs and not patterned
+        natural = mask.adaptive and (spec.mask.m is not None or spec.refinement is not None)
+        act_order = Needs.HESSIAN in quantizer.needs and not natural
         factor = ColumnFactor.shared(stats, act_order, spec.token(), weight.shape[1])
         prune = spec.mask if keep is None else None
-        start = weight if mask.adaptive else pruned
-        _, codes, keep, _ = solve_columns(start, factor, keep=keep, prune=prune, grid=grid)
+        _, codes, keep, _ = solve_columns(weight, factor, keep=keep, prune=prune, grid=grid)
     else:
-        codes = grid.codes(pruned)
+        codes = grid.codes(weight)
     compressed: CompressedWeight = packed.pack(keep, codes, grid.scale, grid.zero)
     return compressed
 

@@ -108,6 +108,10 @@ class UniformMethod:
         """Return what clipping by the output error needs beside the method itself."""
         return frozenset({Needs.HESSIAN}) if spec.clip else frozenset()
 
+    def passes(self, spec: UniformSpec) -> int:
+        """Return how many times the weight is gone over for the grids."""
+        return CLIP_STEPS if spec.mse else OUTPUT_CLIP_STEPS if spec.clip else 1
+
     def grid(self, weight: Tensor, spec: UniformSpec, stats: Stats | None = None) -> AffineGrid:
         """Return scale (out, groups) float16, zero (out, groups) uint8 and bits."""
         return AffineGrid.fit(weight, spec, stats)

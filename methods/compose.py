@@ -29,6 +29,7 @@ from autocomp.methods._joint import (
     stacks,
 )
 from autocomp.methods._steps import needs_behind, stepped
+from autocomp.methods._two_streams import towards_dense
 from autocomp.methods._uniform import AffineGrid
 
 __all__ = [
@@ -113,7 +114,7 @@ def compress_together(
 
 
 def _checked(weight: Tensor, spec: LayerSpec, stats: Stats | None) -> Tensor:
-    """Return a weight in fp32, checked together with what is done to it."""
+    """Return what to compress, fp32: the weight, checked, or what stands for it under a drift."""
     if weight.dim() != 2:
         raise PlanError(f"a weight is a matrix (out, in), got shape {tuple(weight.shape)}.")
     check_slots(spec)
@@ -123,7 +124,7 @@ def _checked(weight: Tensor, spec: LayerSpec, stats: Stats | None) -> Tensor:
             f"the weight holds NaN or infinity; {spec.token()} cannot compress it."
         )
     _check_width(stats, spec, weight.shape[1])
-    return weight
+    return towards_dense(weight, stats, spec.token())
 
 
 def _finite(compressed: CompressedWeight, spec: LayerSpec) -> CompressedWeight:
@@ -138,7 +139,16 @@ def _finite(compressed: CompressedWeight, spec: LayerSpec) -> CompressedWeight:
 
 def _check_width(stats: Stats | None, spec: LayerSpec, in_features: int) -> None:
     """Refuse statistics of an input of another width."""
-    for name in ("hessian", "norms", "mean", "absmean", "absmax", "sample", "sensitivity"):
+    for name in (
+        "hessian",
+        "norms",
+        "mean",
+        "absmean",
+        "absmax",
+        "sample",
+        "sensitivity",
+        "drift",
+    ):
         value = getattr(stats, name, None)
         if value is not None and value.shape[-1] != in_features:
             raise PlanError(

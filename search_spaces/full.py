@@ -29,6 +29,8 @@ FULL = Space(
         "sparsegpt-2:4+dsnot+gptq-w4g64",
         "shuffle+esparse-2:4+gptq-w4g64",
         "wsvd-p40+rtn-w8g64",
+        "lplr-p60-w8",
+        "sparsegpt-2:4+gptq-w4g64+lorc-r16-w8",
         "smoothquant+rtn-w8-sym+absmax-a8",
         "rtn-w8-sym",
         "dense",

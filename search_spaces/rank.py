@@ -13,6 +13,8 @@ RANK = Space(
         "wsvd-p60",
         "wsvd-p70",
         "wsvd-p80",
+        "asvd-p50",
+        "asvd-p80",
         "dense",
     ),
     embedding=("dense",),

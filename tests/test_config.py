@@ -17,8 +17,8 @@ from autocomp.config import (
     load_config,
     presets,
 )
-from autocomp.core.errors import ConfigError
-from autocomp.core.finish import DEFAULT_FINISH, finish_spec
+from autocomp.core.errors import AutocompError, ConfigError
+from autocomp.core.finish import DEFAULT_FINISH, finish_spec, two_streams
 from autocomp.core.recipe import DEFAULT_CALIBRATION, CalibrationText
 from autocomp.core.registry import COSTS
 from autocomp.core.units import parse_bytes, parse_duration, parse_flops
@@ -260,6 +260,18 @@ def test_schema_describes_every_section():
 
 def test_the_default_finish_is_one() -> None:
     assert finish_spec(DEFAULT_FINISH).token() == SearchConfig().finish
+
+
+def test_a_finish_may_follow_two_streams() -> None:
+    found = {
+        token: (two_streams(token), finish_spec(token))
+        for token in ("none", "gptaq", "gptaq+signround-5", "signround-5")
+    }
+    tuned = finish_spec("signround-5")
+    assert list(found.values()) == [(False, None), (True, None), (True, tuned), (False, tuned)]
+    for wrong in ("gptaqq", "gptaq+rtn-w4", "signround-5+gptaq"):
+        with pytest.raises(AutocompError):
+            finish_spec(wrong)
 
 
 def test_the_default_calibration_is_a_recipe_and_needs_two_windows() -> None:

@@ -6,7 +6,7 @@ Both are second moments over tokens, accumulated in fp32 whatever the compute dt
 tokens with labels drawn from the model itself, so that ``G`` is a Fisher matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class _InputMoments(_Moments):
     """The same, with first moments and the largest magnitude a channel."""
 
     absmax: Tensor | None = None
+    drift: Tensor | None = None
     total: Tensor
     absolute: Tensor
 
@@ -59,6 +60,12 @@ class _InputMoments(_Moments):
             self.total += total
             self.absolute += absolute
 
+    def compare(self, rows: Tensor, dense: Tensor) -> None:
+        """Add ``Σ (x − x̂) x̂ᵀ`` of the same tokens, x̂ as :meth:`add` has them."""
+        rows = rows.float()
+        product = (dense.float() - rows).T @ rows
+        self.drift = product if self.drift is None else self.drift + product
+
 
 def block_sites(sketch: Sketch, block: int) -> list[Site]:
     """Return the linear sites of a block in model order."""
@@ -73,6 +80,7 @@ def input_statistics(
     *,
     digest: str,
     sample_tokens: int = 0,
+    dense: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> dict[str, Stats]:
     """Run one block over ``batches`` and return the input statistics of some of its sites.
 
@@ -85,14 +93,22 @@ def input_statistics(
         sites: Linear sites of that block.
         digest: Identifies text, model and plan; goes into the statistics.
         sample_tokens: Input rows to keep.
+        dense: What the dense model reads, by name of the input, (tokens, in) a batch.
 
     Returns:
-        Statistics by site name; ``fisher`` is empty.
+        Statistics by site name; ``fisher`` is empty, ``drift`` too without ``dense``.
     """
     readers = {site.reads: site for site in reversed(sites)}
     moments = {reads: _InputMoments(sample_tokens) for reads in readers}
     modules = {reads: walker.layout.get(site.name) for reads, site in readers.items()}
-    with watch_inputs(modules, lambda reads, rows: moments[reads].add(rows)):
+    beside = {reads: iter(dense[reads]) for reads in readers} if dense else {}
+
+    def seen(reads: str, rows: Tensor) -> None:
+        moments[reads].add(rows)
+        if beside:
+            moments[reads].compare(rows, next(beside[reads]))
+
+    with watch_inputs(modules, seen):
         for batch in batches:
             walker.run_block(sites[0].block, batch)
     shared: dict[str, Stats] = {}
@@ -108,6 +124,7 @@ def input_statistics(
             absmean=sums.absolute / sums.tokens,
             absmax=sums.absmax,
             sample=torch.cat(sums.sample) if sums.sample else None,
+            drift=None if sums.drift is None else sums.drift / sums.tokens,
             digest=digest,
         )
     return {site.name: shared[site.reads] for site in sites if site.reads in shared}

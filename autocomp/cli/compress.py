@@ -38,7 +38,7 @@ def compress(
         str | None, Option(help="corpus, or a data recipe: selfgen-t1, mix:selfgen-t1.")
     ] = None,
     finish: Annotated[
-        str | None, Option(help="What tunes the blocks: signround-STEPS, or none.")
+        str | None, Option(help="What tunes the blocks: [gptaq+]signround-STEPS, gptaq or none.")
     ] = None,
 ) -> None:
     """Apply one method to every linear and write a native folder.
@@ -85,26 +85,31 @@ def compress(
 def uniform_token(method: str, bits: int, group_size: int | None) -> str:
     """Return the token of a quantizer with these settings, or the token given whole.
 
+    A method that is more than a quantizer's bits and groups says itself how it is used.
+
     Args:
-        method: Name of a quantizer, or a token.
+        method: Name of a quantizer or of what goes in front of one, or a token.
         bits: Bits a code.
         group_size: 0 for a row; ``None`` for 64, or for the method's own where it has one. Not
             read where a method has no groups.
 
     Raises:
-        ConfigError: If the method is unknown, or no quantizer and given without its settings.
+        ConfigError: If the method is unknown, or makes no codes and is given without its settings.
     """
     if "-" in method:
         return method
-    if method not in METHODS:
-        METHODS[method]
-    defaults = {field.name: field.default for field in fields(METHODS[method].spec)}
-    if "bits" not in defaults:
+    found = METHODS[method]
+    defaults = {field.name: field.default for field in fields(found.spec)}
+    usual = getattr(found, "usual", None)
+    quantizes = getattr(found.spec, "slot", "") == "quantizer" and "bits" in defaults
+    if usual is None and not quantizes:
         raise ConfigError(
             f"--method {method}: not a quantizer, so --bits does not apply. Give its whole token, "
-            f"such as wanda-s50+rtn-w4g64 or wsvd-p60+rtn-w8g64."
+            f"such as wanda-s50+rtn-w4g64, wsvd-p60+rtn-w8g64 or lplr-p60-w8."
         )
     if group_size is None:
         group_size = 0 if defaults.get("group_size") else GROUP_SIZE
-    grouped = group_size and "group_size" in defaults
-    return f"{method}-w{bits}" + (f"g{group_size}" if grouped else "")
+    grouped = group_size and (usual is not None or "group_size" in defaults)
+    grid = f"w{bits}" + (f"g{group_size}" if grouped else "")
+    token: str = (usual or f"{method}-{{grid}}").format(grid=grid, bits=bits)
+    return token

@@ -144,7 +144,8 @@ class Length:
     timeout: Annotated[str | None, Option(help="Stop proposing after 30m, 2h, 90s.")] = None
     finalists: Annotated[int | None, Option(help="Plans to finish and measure held out.")] = None
     finish: Annotated[
-        str | None, Option(help="What tunes the finalists' blocks: signround-STEPS, or none.")
+        str | None,
+        Option(help="What tunes the finalists' blocks: [gptaq+]signround-STEPS, gptaq or none."),
     ] = None
     workers: Annotated[
         int | None, Option(help="Processes that measure plans at a time; more than one use Ray.")

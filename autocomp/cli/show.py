@@ -117,7 +117,7 @@ def margin_table(found: "PlanTable") -> Table:
         for step in ("−", "+"):
             table.add_column(f"{kind}\n{step}", justify="right", no_wrap=True)
     for row, margins in rows:
-        steps = []
+        steps: list[Alternative | None] = []
         for kind in kinds:
             margin = margins.get(kind)
             steps += [margin.cheaper, margin.dearer] if margin else [None, None]

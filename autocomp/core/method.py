@@ -27,7 +27,9 @@ class Method(Protocol):
     ``version`` (part of store keys: raise it when results change), ``summary`` (one line),
     ``reference`` (URL of the paper) and ``needs`` (statistics it reads). A method some of whose
     specs read more has a ``needs_of(spec)`` that returns what they add, one that makes no sense
-    beside just any other a ``check_layer(layer_spec)`` that raises an ``UnsupportedError``.
+    beside just any other a ``check_layer(layer_spec)`` that raises an ``UnsupportedError``. A
+    method that makes codes but takes more than their bits and groups has ``usual``, the token that
+    a user means by its name, with ``{bits}`` or ``{grid}`` (``w3g64``) left open.
     """
 
     scope: ClassVar[Scope]
@@ -46,7 +48,8 @@ class SiteMethod(Method, Protocol):
     given the error ``W − Ŵ`` of the other slots as its weight. ``kinds`` says which kinds of site
     it applies to, ``formats`` which formats its layouts have. A quantizer with groups may have a
     ``compress_together(weights, specs, stats, dtype)`` that does in one run what ``compress`` does
-    to several weights that read the same input, on groups of one size.
+    to several weights that read the same input, on groups of one size. A quantizer that goes over
+    a weight again and again says how often in ``passes(spec)``, which estimates count.
     """
 
     kinds: ClassVar[frozenset[SiteKind]]

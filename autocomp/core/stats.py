@@ -36,6 +36,8 @@ class Stats:
         sample: (n, in), some input rows.
         sample_gradient: (n, out), the output gradients ``g`` of the same tokens.
         sensitivity: (out, in), ``E[(g_i x_j)²]``, the diagonal of the Fisher matrix of the weight.
+        drift: (in, in), ``D = E[(x − x̂) x̂ᵀ]``, when ``x̂`` are the inputs of the others and ``x``
+            those of the same tokens in the dense model.
         digest: Identifies the text, model and plan behind the statistics; part of store keys.
         derived: Factorisations that methods computed from these statistics, kept to be shared
             by the specs and the sites that read the same input.
@@ -51,5 +53,6 @@ class Stats:
     sample: "Tensor | None" = None
     sample_gradient: "Tensor | None" = None
     sensitivity: "Tensor | None" = None
+    drift: "Tensor | None" = None
     digest: str = ""
     derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

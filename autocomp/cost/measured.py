@@ -58,6 +58,7 @@ class _Measured(Additive):
                 f"{MIXED}."
             )
         self.overhead = self.fitted or Overhead()
+        self.error = self.overhead.error
 
     def fixed(self) -> int:
         """Return the overhead of the model."""

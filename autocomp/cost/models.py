@@ -66,6 +66,9 @@ class CostModel(Protocol):
     tick: ClassVar[float]
     """Size of a tick in the unit of the name."""
 
+    error: float
+    """Relative error that its values are known to have; limits keep it as a margin."""
+
     def __init__(self, sketch: Sketch, workload: Workload) -> None: ...
 
     def fixed(self) -> int:
@@ -86,6 +89,7 @@ class Additive:
 
     source: ClassVar[str] = EXACT
     tick: ClassVar[float] = 1
+    error: float = 0.0
 
     def __init__(self, sketch: Sketch, workload: Workload) -> None:
         self.sketch = sketch

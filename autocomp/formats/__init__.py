@@ -13,6 +13,7 @@ FORMATS = {
     "bitmask": "autocomp.formats.bitmask:Bitmask",
     "nm": "autocomp.formats.nm:NM",
     "factors": "autocomp.formats.factors:Factors",
+    "turned": "autocomp.formats.turned:Turned",
     "prepared": "autocomp.formats.prepared:Prepared",
     "sum": "autocomp.formats.sum:Sum",
     "outliers": "autocomp.formats.outliers:Outliers",
@@ -24,5 +25,6 @@ STEPS = {
     "scale": "autocomp.formats.steps:Scale",
     "permutation": "autocomp.formats.steps:Permutation",
     "rotation": "autocomp.formats.steps:Rotation",
+    "scaled-rotation": "autocomp.formats.steps:ScaledRotation",
     "round-input": "autocomp.formats.steps:RoundInput",
 }

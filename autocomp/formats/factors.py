@@ -140,7 +140,7 @@ def operand(layout: Format, tensors: Mapping[str, Tensor]) -> Tensor | Packed | 
     if isinstance(layout, Dense):
         return tensors["weight"]
     if isinstance(layout, UniformTensor):
-        layout, tensors = layout.rows_alike, layout.spread(tensors)
+        return operand(layout.rows_alike, layout.spread(tensors))
     if not isinstance(layout, Uniform) or TILES in tensors:
         return None
     return Packed(tensors["codes"], tensors["scale"], tensors.get("zero"), layout.bits)

@@ -22,6 +22,7 @@ from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.steps import RoundInput, Step, step_from_json
 from autocomp.formats.uniform import Uniform
 from autocomp.kernels.int8_matmul import int8_matmul
+from autocomp.kernels.quantize_activations import quantize_activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,10 @@ class Prepared(Format):
         inner = within(tensors, "inner")
         if isinstance(self.activation, RoundInput) and self._is_int8:
             stepped = self._stepped(tensors, inputs)
-            codes, step = self.activation.codes(stepped, within(tensors, "activation"))
+            if self.activation.granularity == "token":
+                codes, step = quantize_activations(stepped, self.activation.bits)
+            else:
+                codes, step = self.activation.codes(stepped, within(tensors, "activation"))
             return int8_matmul(codes.to(inputs.dtype), step, inner["codes"], inner["scale"])
         return self.inner.matmul(inner, self.prepare(tensors, inputs))
 

@@ -18,8 +18,9 @@ from autocomp.core.errors import PlanError, StoreError
 from autocomp.core.registry import STEPS
 from autocomp.core.sketch import TensorInfo
 from autocomp.formats.straight_through import straight_through
+from autocomp.kernels.hadamard import hadamard
+from autocomp.kernels.quantize_activations import SMALLEST_ABSMAX
 
-SMALLEST_ABSMAX = 1e-5
 GRANULARITIES = ("token", "tensor")
 
 
@@ -192,10 +193,41 @@ class Rotation(Step):
 
     def _turn(self, rows: Tensor) -> Tensor:
         factors, order, signs = self._parts(rows)
-        return _kronecker((rows * signs)[..., order], factors)
+        mixed = (rows * signs)[..., order]
+        fast = rows.device.type != "cpu" and not mixed.requires_grad
+        if self.kind == "hadamard" and fast:
+            return _transformed(mixed, factors)
+        return _kronecker(mixed, factors)
 
     def _parts(self, like: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         return _rotation(self.in_features, self.kind, self.seed, like.dtype, like.device)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledRotation(Rotation):
+    """``T x = R (x / s)``: a rotation R behind ``scale`` s (in,) float16, which is stored."""
+
+    name: ClassVar[str] = "scaled-rotation"
+
+    @property
+    def _scale(self) -> Scale:
+        return Scale(self.in_features)
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return ``scale``."""
+        return self._scale.tensors()
+
+    def apply(self, inputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return ``R (x / s)``."""
+        return self._turn(inputs.float() / tensors["scale"].float()).to(inputs.dtype)
+
+    def absorb(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return ``(W · s) Rᵀ``."""
+        return self._turn(self._scale.absorb(weight, tensors))
+
+    def merge(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return ``(W' R) / s``."""
+        return self._scale.merge(Rotation.merge(self, weight, {}), tensors)
 
 
 def _kronecker(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -205,6 +237,19 @@ def _kronecker(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
         grid = rows.reshape(*shape[:-1], len(factor), -1)
         rows = (factor @ grid).transpose(-1, -2).reshape(shape)
     return rows
+
+
+def _transformed(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Return what :func:`_kronecker` does for Hadamard factors, by one transform of all of them.
+
+    On a processor the products with small factors are faster. It has no gradient.
+    """
+    power = rows.shape[-1] & -rows.shape[-1]
+    grid = rows.reshape(-1, power, rows.shape[-1] // power)
+    if grid.shape[2] > 1:
+        grid = grid @ factors[-1].T
+    turned = hadamard(grid.transpose(1, 2).reshape(-1, power))
+    return turned.view(-1, grid.shape[2], power).transpose(1, 2).reshape(rows.shape)
 
 
 @lru_cache(maxsize=64)

@@ -4,9 +4,9 @@ A *ladder* is, of every linear, the options that differ in how much they keep an
 one mask method and pattern over one quantizer at several sparsities, or one factorisation at
 several ranks, with the option that keeps everything where the space offers it. At a target every
 linear takes the option of the ladder whose share is nearest to its profile's; the target is the
-largest whose plan holds the budget. Embedding, head and caches are uniform, as in the uniform
-baselines. Of all ladders and all such ends the plan with the lowest predicted loss is the
-allocation's: what the search is started from.
+largest whose plan holds the budget, and what bytes that leaves are filled. Embedding, head and
+caches are uniform, as in the uniform baselines. Of all ladders and all such ends the plan with the
+lowest predicted loss is the allocation's: what the search is started from.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,16 +81,26 @@ def ladders(sketch: Sketch, lists: Lists, slot: str) -> list[Ladder]:
         for index, spec in enumerate(options):
             if getattr(spec, slot) is None:
                 continue
-            whole = replace(spec, **{slot: None})
-            shares = found.setdefault((_method(spec, slot), whole), {}).setdefault(name, {})
+            rest = replace(spec, **{slot: None})
+            shares = found.setdefault((_method(spec, slot), rest), {}).setdefault(name, {})
             shares[share_kept(spec, slot, sketch[name].shape)] = index
-            if whole in options:
-                shares[1.0] = options.index(whole)
+            for whole in _without(rest):
+                if whole in options:
+                    shares.setdefault(1.0, options.index(whole))
     return [
         Ladder({name: dict(sorted(shares.items())) for name, shares in rungs.items()})
         for rungs in found.values()
         if len(rungs) == len(linears) and any(len(shares) > 1 for shares in rungs.values())
     ]
+
+
+def _without(rest: LayerSpec) -> tuple[LayerSpec, ...]:
+    """Return what the rest of an option is where everything is kept, the nearest first.
+
+    A refinement goes with its mask, and so may a step of the input, such as a shuffle.
+    """
+    unrefined = replace(rest, refinement=None)
+    return rest, unrefined, replace(unrefined, input=None)
 
 
 def _method(spec: LayerSpec, slot: str) -> tuple[Any, ...]:
@@ -182,9 +192,11 @@ class _Filling:
         return self.problem.solution(choice, np.zeros(len(self.problem.bypasses), dtype=bool))
 
     def fullest(self, budget: int) -> Solution | None:
-        """Return the plan of the largest target that holds a budget.
+        """Return the plan of the largest target that holds a budget, its left-over bytes filled.
 
-        ``None`` where the smallest does not, or the whole one does: nothing is left to divide.
+        What the next larger target changes, such as all linears of a block, is taken over one by
+        one, in model order, while the budget holds. ``None`` where the smallest target does not
+        hold it, or the whole model does: nothing is left to divide.
         """
         low, high = self.ladder.least, 1.0
         best = self.plan(low)
@@ -197,6 +209,16 @@ class _Filling:
                 low, best = middle, found
             else:
                 high = middle
+        return self._filled(best, self.plan(high), budget)
+
+    def _filled(self, best: Solution, above: Solution, budget: int) -> Solution:
+        """Return a plan with as many choices of a larger one as the budget holds."""
+        for row in np.flatnonzero(best.choice != above.choice):
+            choice = best.choice.copy()
+            choice[row] = above.choice[row]
+            found = self.problem.solution(choice, best.bypassed)
+            if self.problem.holds(found, budget):
+                best = found
         return best
 
 

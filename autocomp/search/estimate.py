@@ -8,13 +8,15 @@ known when it has been prepared.
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from autocomp.config import StudyConfig
 from autocomp.core.cost import WEIGHT_BYTES
-from autocomp.core.finish import finish_spec
+from autocomp.core.finish import finish_spec, two_streams
 from autocomp.core.metric import TASK_ERROR
 from autocomp.core.registry import METHODS, load_object
 from autocomp.core.sketch import Site, Sketch
@@ -23,8 +25,12 @@ from autocomp.core.stats import Needs
 from autocomp.models.device import body_dtype, resolve_device
 from autocomp.search.setup import Setup
 
+needs = load_object("autocomp.methods.compose:needs")
+
 OVERHEAD = 1.4
 SOLVER_STEP_OPERATIONS = 12
+PASS_OPERATIONS = 350
+"""Time of going over a weight once, rounding it and looking at the error, in multiply-adds."""
 CLUSTER_OPERATIONS = 1300
 """Time of a step of exact k-means, of which a row takes clusters · n log₂ n, in multiply-adds."""
 EVALUATED_SHARE = 0.6
@@ -123,21 +129,32 @@ def _read_tokens(config: StudyConfig) -> tuple[int, int]:
 
 
 def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
-    """Return the seconds to compress one site once."""
+    """Return the seconds to compress one site once, without factorising H."""
     rows, columns = site.shape
-    needs = load_object("autocomp.methods.compose:needs")(spec)
     if spec.factor is not None:
         return 30 * min(rows, columns) ** 3 / speed.single
-    if Needs.SENSITIVITY in needs:
+    if _reads_gradients(spec):
         clusters = 1 << int(spec.quantizer.bits)
         steps = rows * columns * math.log2(columns + 1) * clusters
         return CLUSTER_OPERATIONS * steps / speed.single
-    if Needs.HESSIAN in needs:
-        return (
-            columns * SOLVER_STEP_OPERATIONS / speed.steps
-            + (rows * columns**2 / 2 + columns**3) / speed.single
-        )
-    return 30 * rows * columns / speed.single
+    method: Any = None if spec.quantizer is None else METHODS[spec.quantizer.method]()
+    passes = method.passes(spec.quantizer) if hasattr(method, "passes") else 1
+    seconds = PASS_OPERATIONS * passes * rows * columns / speed.single
+    if Needs.HESSIAN in needs(spec):
+        seconds += columns * SOLVER_STEP_OPERATIONS / speed.steps
+        seconds += rows * columns**2 / 2 / speed.single
+    return seconds
+
+
+def _factor_seconds(sites: Iterable[Site], speed: _Speed) -> float:
+    """Return the seconds to factorise H once for each input that sites read."""
+    widths = {(site.block, site.reads): site.shape[1] for site in sites}
+    return sum(columns**3 for columns in widths.values()) / speed.single
+
+
+def _reads_gradients(spec: LayerSpec) -> bool:
+    """Return whether a spec is made from the squares of every weight's gradient."""
+    return Needs.SENSITIVITY in needs(spec)
 
 
 def _tuned_tokens(config: StudyConfig) -> int:
@@ -164,20 +181,27 @@ def estimate(config: StudyConfig) -> Estimate:
     )
     calibration = data.calibration_tokens * (5 * macs / speed.body + moments / speed.single)
     layout = load_object("autocomp.methods.compose:layout")
-    store, score, disk, options = 0.0, 0.0, 0, 0
+    store, score, disk, options, squares = 0.0, 0.0, 0, 0, 0
     lists = {
         name: specs
         for name, specs in setup.site_lists.items()
         if sketch[name].kind not in ("subblock", "cache")
     }
+    solved = []
     for name, specs in lists.items():
         site = sketch[name]
         options += len(specs)
+        solved += [site] if any(Needs.HESSIAN in needs(spec) for spec in specs) else []
+        if any(map(_reads_gradients, specs)):
+            squares += site.shape[0] * site.shape[1]
         for spec in specs:
             disk += layout(spec, site.shape, sketch.dtype).nbytes
             store += _solve_seconds(site, spec, speed)
             if site.kind == "linear":
                 score += site.shape[0] * site.shape[1] * sum(site.shape) / speed.single
+    factors = _factor_seconds(solved, speed)
+    store += factors
+    calibration += data.calibration_tokens * squares / speed.single
     searched, held = _read_tokens(config)
     full = searched * (macs / speed.body + head / speed.single)
     heldout = held * (macs / speed.body + head / speed.single)
@@ -187,10 +211,13 @@ def estimate(config: StudyConfig) -> Estimate:
     reference = compared * (macs + 2 * head) / speed.single
     finish = data.calibration_tokens * (6 * macs / speed.body + moments / 2 / speed.single)
     finish += 3 * _tuned_tokens(config) * macs / speed.body
+    if two_streams(config.search.finish):
+        finish += data.calibration_tokens * (macs / speed.body + moments / 2 / speed.single)
     finalists = config.search.finalists * config.search.finish_budgets + 2
     per_finalist = (
         finish
         + heldout
+        + factors
         + sum(
             _solve_seconds(sketch[name], specs[-2 if len(specs) > 1 else 0], speed)
             for name, specs in lists.items()

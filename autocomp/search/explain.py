@@ -24,6 +24,7 @@ CHANGES = {
     "factor": "rank",
     "residual": "rank",
     "mask": "sparsity",
+    "refinement": "sparsity",
     "activation": "activations",
     "cache": "cache",
     "input": "input",

@@ -4,19 +4,23 @@ A search compresses every site from the *dense* model's statistics, so that plan
 together from parts. A finished plan is compressed once more, block by block in model order, each
 site from the inputs that it will really see: those that the already compressed sites in front of
 it produce (Frantar et al. 2022, https://arxiv.org/abs/2210.17323, "true sequential": q/k/v, then
-o, then gate/up, then down). Then a block method tunes the block's weights together, within their
-formats, so that on those inputs it gives what the original block gives on its own.
+o, then gate/up, then down); with ``gptaq`` towards what the dense model gives there. Then a block
+method tunes the block's weights together, within their formats, so that on those inputs it gives
+what the original block gives on its own.
 
 The result is an artefact, a native folder in the study directory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from autocomp.calibrate.statistics import block_sites, input_statistics
 from autocomp.calibrate.walker import Batch, BlockWalker
+from autocomp.core.finish import two_streams
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
 from autocomp.core.sketch import Site
@@ -28,6 +32,7 @@ from autocomp.layers.native import write_native
 from autocomp.models.attention import decode_attention
 from autocomp.search.folding import folded, shared_step
 from autocomp.search.tuning import BlockTuner
+from autocomp.search.two_streams import DenseStream
 from autocomp.search.workbench import SAMPLE_TOKENS, Workbench, needs, reads_gradients
 
 
@@ -58,22 +63,31 @@ def _surroundings(bench: Workbench, plan: Plan) -> dict[str, CompressedWeight]:
 
 
 def _compress_stage(
-    bench: Workbench, walker: BlockWalker, batches: list[Batch], plan: Plan, stage: list[Site]
+    bench: Workbench,
+    walker: BlockWalker,
+    batches: list[Batch],
+    plan: Plan,
+    stage: list[Site],
+    dense: Mapping[str, Sequence[Tensor]],
 ) -> dict[str, CompressedWeight]:
     """Compress linears that read the same input, from that input as it is now.
 
-    What a method makes from gradients it makes from those of the dense model.
+    What a method makes from gradients it makes from those of the dense model. ``dense`` is what
+    the dense model reads in this block where two streams are followed, else empty.
     """
     digest = f"{bench.stats_digest}+{plan.digest[:16]}"
     specs = {site.name: plan[site.name] for site in stage}
-    dense = {name for name, spec in specs.items() if reads_gradients(spec)}
-    made = {name: bench.compressed(name, specs[name]) for name in dense}
-    rest = [site for site in stage if site.name not in dense]
+    made = {
+        name: bench.compressed(name, spec) for name, spec in specs.items() if reads_gradients(spec)
+    }
+    rest = [site for site in stage if site.name not in made]
     if not rest:
         return made
     stats: dict[str, Stats] = {}
-    if any(needs(specs[site.name]) for site in rest):
-        stats = input_statistics(walker, batches, rest, digest=digest, sample_tokens=SAMPLE_TOKENS)
+    if dense or any(needs(specs[site.name]) for site in rest):
+        stats = input_statistics(
+            walker, batches, rest, digest=digest, sample_tokens=SAMPLE_TOKENS, dense=dense
+        )
     step = shared_step(bench, plan, rest[0], stats.get(rest[0].name))
     jobs = {
         site.name: bench.compress(site.name, specs[site.name], stats.get(site.name), step)
@@ -112,13 +126,17 @@ def recompress(bench: Workbench, plan: Plan, progress: Progress) -> dict[str, Co
         }
         bench.compress_from_gradients(from_gradients)
         tuner = BlockTuner(bench, plan)
+        twice = two_streams(bench.config.search.finish)
+        exact = DenseStream(bench.walker()) if twice else None
         done = _surroundings(bench, plan)
         walker = bench.walker()
         with decode_attention(bench.model):
             for block, batches in walker.walk():
                 made: dict[str, CompressedWeight] = {}
+                sites = block_sites(bench.sketch, block)
+                dense = {} if exact is None else exact.inputs(walker, block, sites)
                 for stage in _stages(bench, block, plan):
-                    compressed = _compress_stage(bench, walker, batches, plan, stage)
+                    compressed = _compress_stage(bench, walker, batches, plan, stage, dense)
                     _put(bench, compressed)
                     made |= compressed
                 tuned = tuner.tune(walker, block, batches, made)

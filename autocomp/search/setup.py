@@ -188,7 +188,10 @@ class Setup:
         return self.config.budget.limits
 
     def violation(self, plan: Plan) -> dict[str, float]:
-        """Return cost minus limit by name; positive breaks the budget."""
+        """Return cost minus limit by name; positive breaks the budget.
+
+        A limit on a measured time keeps the median error of the measured model as a margin.
+        """
         found = {}
         for name in self.limits:
             model = self.cost_models[name]
@@ -241,7 +244,7 @@ class Setup:
         if limit is None:
             bound = fixed + int(cost.max(axis=1).sum())
         else:
-            bound = math.floor(limit / model.tick + ROUNDING)
+            bound = math.floor(limit / (1 + model.error) / model.tick + ROUNDING)
         return Limit(name, cost, np.array(dropped, dtype=np.int64), fixed, bound)
 
     @property
@@ -330,6 +333,8 @@ class Setup:
             kept = [f"{option_of(o)} {format_cost(o, self.limits[o])}" for o in others]
             unit = name.rpartition("_")[2]
             within = f" within {' and '.join(kept)}" if kept else ""
+            if model.error:
+                within += f", {model.error:.1%} below it for the error of the measured model"
             raise InfeasibleError(
                 f"{option_of(name)} {format_cost(name, self.limits[name])} cannot be "
                 f"reached{within}: the smallest plan of the space {self.config.space.name!r} for "

@@ -85,7 +85,7 @@ class BlockTuner:
             run=_runner(module, block, batches),
             seed=self._bench.seeds.child("finish", block).seed,
         )
-        with _exact_caches(module):
+        with exact_caches(module):
             found = METHODS[self._spec.method]().compress(view, self._spec)
         return {prefix + name: weight for name, weight in found.items()}
 
@@ -121,7 +121,7 @@ def _first(value: Any, windows: int, wanted: int) -> Any:
 
 
 @contextmanager
-def _exact_caches(module: nn.Module) -> Iterator[None]:
+def exact_caches(module: nn.Module) -> Iterator[None]:
     """Let the attentions of a block attend over exact keys and values in the context."""
     held = {attention: cache_spec(attention) for attention in compressing(module)}
     for attention in held:

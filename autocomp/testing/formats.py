@@ -23,7 +23,7 @@ from autocomp.formats.io import file_nbytes, load, save
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.nm import NM
 from autocomp.formats.prepared import Prepared
-from autocomp.formats.steps import Permutation, Rotation, RoundInput, Scale, Step
+from autocomp.formats.steps import Permutation, Rotation, RoundInput, Scale, ScaledRotation, Step
 from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
 from autocomp.formats.uniform_tensor import UniformTensor
@@ -358,6 +358,7 @@ def _prepared(generator: Generator) -> Iterator[Example]:
         (Scale(shape[1]), {"scale": scale.half()}),
         (Permutation(shape[1]), {"order": scale.argsort(stable=True).short()}),
         *((Rotation(shape[1], "hadamard", seed), {}) for seed in (0, 7)),
+        (ScaledRotation(shape[1], "hadamard"), {"scale": scale.half()}),
     ]
     for inner in (Dense(shape, "float16"), Uniform(shape, grid.bits, grid.group_size)):
         if isinstance(inner, Dense):

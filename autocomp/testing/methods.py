@@ -117,7 +117,7 @@ def digest(name: str) -> str:
         weight, stats = site()
         for local, tensor in compress(token, weight, stats, "float16").tensors.items():
             found.update(f"{token}/{local}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
-            found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
@@ -246,13 +246,18 @@ def check_monotone(name: str, seeds: int = 5) -> None:
 
 
 def check_edges(name: str) -> None:
-    """Zero rows stay zero, zero weights and one column work; NaN and bad shapes are refused."""
+    """Zero rows stay zero, zero weights and one column work; NaN and bad shapes are refused.
+
+    A zero row is not kept apart where rows are mixed before they are rounded.
+    """
+    mixing = set(options(name, "mixing rows"))
     for token in tokens(name):
         weight, stats = site()
         weight[3] = 0
         dense = compress(token, weight, stats, "float16").to_dense()
         assert bool(torch.isfinite(dense).all()), token
-        assert float(dense[3].abs().max()) < 1e-4, token
+        if not set(token.split("+")) & mixing:
+            assert float(dense[3].abs().max()) < 1e-4, token
         zeros = compress(token, torch.zeros(SHAPE), stats, "float16").to_dense()
         assert float(zeros.abs().max()) < 1e-4, token
         for bad in (float("nan"), float("inf")):

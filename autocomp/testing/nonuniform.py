@@ -19,6 +19,8 @@ from autocomp.formats.columns import Columns
 from autocomp.formats.midrise import Midrise
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.formats.outliers import Outliers
+from autocomp.formats.steps import Rotation
+from autocomp.formats.turned import Turned
 from autocomp.formats.uniform_tensor import UniformTensor
 from autocomp.kernels.bits import unpack_bits
 
@@ -107,6 +109,18 @@ def _midrise(generator: Generator) -> Pairs:
             codes = torch.randint(0, 1 << bits, shape, generator=generator)
             middle = (2**bits - 1) / 2
             yield Midrise(shape, bits).pack(codes, scale), (codes - middle) * scale
+        one = Midrise(shape, 3, single=True).pack(codes % 8, scale[:1])
+        yield one, (codes % 8 - 3.5) * scale[:1]
+
+
+def _turned(generator: Generator) -> Pairs:
+    """Of so many rows that a Hadamard matrix of them is exact."""
+    for shape in ((16, 24), (16, 7)):
+        layout = Turned(shape, Midrise(shape, 2, single=True), Rotation(shape[0], "hadamard", 1))
+        codes = torch.randint(0, 4, shape, generator=generator)
+        inner = Midrise(shape, 2, single=True).pack(codes, torch.full((1, 1), 0.5))
+        back = layout.output.apply(torch.eye(shape[0]), {})  # a row is what U makes of a unit
+        yield layout.pack(inner), back @ ((codes - 1.5) * 0.5)
 
 
 def _columns(generator: Generator) -> Pairs:
@@ -154,6 +168,7 @@ MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "outliers": _outliers,
     "affine": _affine,
     "midrise": _midrise,
+    "turned": _turned,
     "columns": _columns,
     "bypass": _bypass,
     "normal_float": _normal_float,

@@ -67,6 +67,12 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "identity": ("-r24",),
         "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
     },
+    "lqer": {
+        "valid": ("-r8", "-p20-a50", "-r8-w8", "-p20-a0-w4"),
+        "column": ("-r1", "-r1-w8"),
+        "identity": ("-r24",),
+        "ladder": ("-r2-w8", "-r2", "-r8-w8", "-r16"),
+    },
     "owq": {
         "valid": ("-w3-t4", "-w2g8-sym-t2", "-w4g8-mse-t5.5", "-w3g8-clip-t3.5"),
         "column": ("-w4-t4", "-w4-t16"),
@@ -75,8 +81,9 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "refused": ("-w3g5-t3", "-w4g64-t5"),
     },
     "quip": {
-        "valid": ("-w2", "-w3-p1", "-w4-p2"),
-        "column": ("-w4",),
+        "valid": ("-w2", "-w3-p1", "-w4-p2", "-w3-hadamard", "-w2-p1-orthogonal"),
+        "mixing rows": ("-w3-hadamard", "-w2-p1-orthogonal"),
+        "column": ("-w4", "-w4-orthogonal"),
         "ladder": ("-w2", "-w3", "-w4"),
     },
     "spqr": {
@@ -109,7 +116,7 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
     },
     "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
     "rotation": {
-        "valid": ("-hadamard", "-orthogonal", "-full", "-hadamard-s7"),
+        "valid": ("-hadamard", "-orthogonal", "-full-rescaled", "-hadamard-s7"),
         "column": ("-hadamard", "-orthogonal"),
     },
     "absmax": {

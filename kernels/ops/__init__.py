@@ -12,6 +12,8 @@ KERNELS = {
     "weight_only_matmul": "autocomp.kernels.weight_only_matmul:weight_only_matmul",
     "int4_tile_matmul": "autocomp.kernels.int4_tile_matmul:int4_tile_matmul",
     "int8_matmul": "autocomp.kernels.int8_matmul:int8_matmul",
+    "quantize_activations": "autocomp.kernels.quantize_activations:quantize_activations",
+    "hadamard": "autocomp.kernels.hadamard:hadamard",
     "bitmask_matmul": "autocomp.kernels.bitmask_matmul:bitmask_matmul",
     "nm_matmul": "autocomp.kernels.nm_matmul:nm_matmul",
     "low_rank_matmul": "autocomp.kernels.low_rank_matmul:low_rank_matmul",

@@ -42,39 +42,87 @@ def byte_codes(packed: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
 
 
 @jit
-def word_code(
-    words: tl.tensor,
-    word: tl.tensor,
-    keep: tl.tensor,
-    PLACE: tl.constexpr,
-    BITS: tl.constexpr,
+def unit_words(
+    starts: tl.tensor, units: tl.tensor, keep: tl.tensor, BITS: tl.constexpr
 ) -> tl.tensor:
-    """Return the code at one place of each unit times a power of two, and what undoes it.
+    """Return the words that hold the codes of units, two (n, units) uint32, perhaps the same.
 
-    A code is masked where it lies in its word, which saves shifting it; one that crosses into the
-    next word is put together and shifted down. Places are asked for in ascending order.
+    A unit is eight codes, which fill ``bits`` whole bytes; of 8-bit codes it is four.
 
     Args:
-        words: Pointers to the first word of each unit, uint32.
-        word: The word that holds the last place, or the first word.
-        keep: Where to read.
-        PLACE: Which code of the unit.
-        BITS: Bits a code.
-
-    Returns:
-        Codes times ``2^s`` as uint32, the word that holds the end of this place, and ``2^−s``.
+        starts: Pointers to the first byte of each row (n, 1), uint8; a multiple of four bytes
+            for 4 and 8 bits, of two for 2 and 6.
+        units: Which units of the row (1, units).
+        keep: Where to read, (n, units); ``None`` is everywhere.
+        BITS: Bits a code: 2, 3, 4, 5, 6 or 8.
     """
-    SHIFT: tl.constexpr = PLACE * BITS % 32
-    NEXT: tl.constexpr = (PLACE * BITS + BITS - 1) // 32
-    MASK: tl.constexpr = (1 << BITS) - 1
-    if SHIFT + BITS > 32:
-        low = word >> SHIFT
-        word = tl.load(words + NEXT, mask=keep, other=0)
-        code = (low | (word << (32 - SHIFT))) & MASK
-        factor = 1.0
+    if BITS == 4 or BITS == 8:
+        low = read_word(tl.cast(starts, tl.pointer_type(tl.uint32)) + units, keep)
+        high = low
+    elif BITS == 2:
+        low = read_word(tl.cast(starts, tl.pointer_type(tl.uint16)) + units, keep)
+        high = low
+    elif BITS == 6:
+        halves = tl.cast(starts, tl.pointer_type(tl.uint16)) + units * 3
+        middle = read_word(halves + 1, keep)
+        low = read_word(halves, keep) | (middle << 16)
+        high = middle | (read_word(halves + 2, keep) << 16)
     else:
-        if SHIFT == 0 and PLACE > 0:
-            word = tl.load(words + NEXT, mask=keep, other=0)
-        code = word & (MASK << SHIFT)
-        factor = 0.5**SHIFT
-    return code, word, factor
+        places = starts + units * BITS
+        middle = read_word(places + 1, keep) | (read_word(places + 2, keep) << 8)
+        low = read_word(places, keep) | (middle << 8)
+        high = low
+        if BITS == 5:
+            third = read_word(places + 3, keep)
+            low |= third << 24
+            high = middle | (third << 16) | (read_word(places + 4, keep) << 24)
+    return low, high
+
+
+@jit
+def read_word(places: tl.tensor, keep: tl.tensor) -> tl.tensor:
+    """Return what is stored there as uint32, 0 where nothing is read."""
+    found = tl.load(places) if keep is None else tl.load(places, mask=keep, other=0)
+    return found.to(tl.uint32)
+
+
+@jit
+def place_code(
+    low: tl.tensor, high: tl.tensor, PLACE: tl.constexpr, BITS: tl.constexpr
+) -> tl.tensor:
+    """Return one code of every unit, fp32, times the power of two of its place in the word.
+
+    It is masked where it lies, which saves shifting it down; :func:`unit_vectors` undoes it.
+    """
+    MASK: tl.constexpr = (1 << BITS) - 1
+    if PLACE * BITS + BITS <= 32:
+        found = low & (MASK << (PLACE * BITS))
+    else:
+        found = high & (MASK << (PLACE * BITS - 8 * (BITS - 4)))
+    return found.to(tl.float32)
+
+
+@jit
+def unit_vectors(values: tl.tensor, columns: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
+    """Return the inputs of each place of a unit, a tuple of (units,), for :func:`place_code`.
+
+    Args:
+        values: (k,) fp32.
+        columns: (k,), which inputs they are.
+        BITS: Bits a code.
+    """
+    bit = columns % (4 if BITS == 8 else 8) * BITS
+    shift = tl.where(bit + BITS <= 32, bit, bit - 8 * (BITS - 4))
+    values *= tl.exp2(-shift.to(tl.float32))
+    even, odd = tl.split(tl.reshape(values, (values.shape[0] // 2, 2)))
+    even, even2 = tl.split(tl.reshape(even, (even.shape[0] // 2, 2)))
+    odd, odd2 = tl.split(tl.reshape(odd, (odd.shape[0] // 2, 2)))
+    if BITS == 8:
+        found: tl.tensor = (even, odd, even2, odd2)
+    else:
+        first, fifth = tl.split(tl.reshape(even, (even.shape[0] // 2, 2)))
+        second, sixth = tl.split(tl.reshape(odd, (odd.shape[0] // 2, 2)))
+        third, seventh = tl.split(tl.reshape(even2, (even2.shape[0] // 2, 2)))
+        fourth, eighth = tl.split(tl.reshape(odd2, (odd2.shape[0] // 2, 2)))
+        found = (first, second, third, fourth, fifth, sixth, seventh, eighth)
+    return found

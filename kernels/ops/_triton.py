@@ -38,9 +38,6 @@ from autocomp.kernels._op import Operation
 P = ParamSpec("P")
 R = TypeVar("R")
 
-jit: Any
-tl: Any
-
 try:
     if "triton" not in sys.modules and not torch.cuda.is_available():
         raise ImportError("nothing here runs its kernels")
@@ -185,7 +182,7 @@ def power_of_two(number: int) -> int:
 @functools.cache
 def _tables() -> dict[str, Mapping[str, Any]]:
     """Return the launch tables by the part of a device's name that they are for."""
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for path in files(__package__).joinpath("launch").iterdir():
         if path.name.endswith(".toml"):
             table = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from autocomp.kernels._decode import byte_codes, gather_codes, word_code
+from autocomp.kernels._decode import (
+    byte_codes,
+    gather_codes,
+    place_code,
+    unit_vectors,
+    unit_words,
+)
 from autocomp.kernels._machine import SMALL_BATCH, lacks_packed_bf16, not_a_small_batch
 from autocomp.kernels._op import operation
 from autocomp.kernels._triton import (
@@ -18,9 +24,6 @@ from autocomp.kernels._triton import (
 )
 from autocomp.kernels.dense_matmul import by_blocks, dense_matmul
 from autocomp.kernels.dequantize import dequantize, zero_points
-
-GEMV_ROWS = 4
-"""Rows of input up to which products with words of codes beat tiles."""
 
 
 @operation
@@ -41,6 +44,11 @@ def weight_only_matmul(
     """
     weight = dequantize(codes, scale, zero, bits, inputs.shape[1])
     return dense_matmul.reference(inputs, weight)
+
+
+@weight_only_matmul.operator
+def _shape(inputs: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    return inputs.new_empty((inputs.shape[0], codes.shape[0]))
 
 
 @weight_only_matmul.backend("blocks", priority=1)
@@ -113,59 +121,48 @@ def _gemv_kernel(  # noqa: PLR0913
     row_bytes: int,
     zero_bytes: int,
     BITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    UNIT: tl.constexpr,
-    WORDS: tl.constexpr,
-    SPLIT: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN: tl.constexpr,
+    SHARE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_U: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ) -> None:
-    """Few rows: whole words of codes, sums in fp32, each scale once a unit.
+    """One row of inputs: a share of it stays in registers while rows of codes stream past.
 
-    A unit is the least number of codes that fill whole words: ``UNIT`` codes in ``WORDS`` words
-    of 32 bits. A code is not shifted down to its value: it is masked where it lies, and the input
-    is multiplied by the power of two instead, which the rows of the program share.
+    Sums are fp32. A scale multiplies the sum of its group; the zero point times the sum of the
+    inputs is taken off it.
     """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
-    m = tl.arange(0, BLOCK_ROWS)
-    live = n < features
-    groups = columns // group_size
-    rows_of_words = tl.cast(codes, tl.pointer_type(tl.uint32))
-    rows_of_words += n.to(tl.int64)[:, None] * (row_bytes // 4)
-    units = columns // UNIT
-    part = tl.cdiv(tl.cdiv(units, SPLIT), BLOCK_U) * BLOCK_U
-    stop = tl.minimum(part * (split + 1), units)
-    found = tl.zeros((BLOCK_ROWS, BLOCK_N, BLOCK_U), dtype=tl.float32)
-    for start in range(part * split, stop, BLOCK_U):
-        unit = start + tl.arange(0, BLOCK_U)
-        keep = live[:, None] & (unit < stop)[None, :]
-        words = rows_of_words + (unit * WORDS)[None, :]
-        vectors = inputs + m[:, None] * columns + (unit * UNIT)[None, :]
-        taken = (m < ROWS)[:, None] & (unit < stop)[None, :]
-        word = tl.load(words, mask=keep, other=0)
-        sums = tl.zeros((BLOCK_ROWS, BLOCK_N, BLOCK_U), dtype=tl.float32)
-        total = tl.zeros((BLOCK_ROWS, BLOCK_U), dtype=tl.float32)
-        for place in tl.static_range(UNIT):
-            value = tl.load(vectors + place, mask=taken, other=0.0).to(tl.float32)
-            total += value
-            code, word, factor = word_code(words, word, keep, place, BITS)
-            value *= factor
-            sums += code.to(tl.float32)[None, :, :] * value[:, None, :]
-        group = unit * UNIT // group_size
-        places = n[:, None] * groups + group[None, :]
-        step = tl.load(scale + places, mask=keep, other=0.0).to(tl.float32)
+    column = split * BLOCK_K + tl.arange(0, BLOCK_K)
+    value = tl.load(inputs + column, mask=column < columns, other=0.0).to(tl.float32)
+    parts: tl.constexpr = BLOCK_K // GROUP
+    total = tl.sum(tl.reshape(value, (parts, GROUP)), axis=1)
+    group = (split * BLOCK_K + tl.arange(0, parts) * GROUP) // group_size
+    inside = (group < columns // group_size)[None, :]
+    vectors = unit_vectors(value, column, BITS)
+    many: tl.constexpr = 4 if BITS == 8 else 8
+    unit = split * (BLOCK_K // many) + tl.arange(0, BLOCK_K // many)
+    for block in range(SHARE):
+        n = (tl.program_id(0) * SHARE + block) * BLOCK_N + tl.arange(0, BLOCK_N)
+        row = tl.minimum(n, features - 1).to(tl.int64)[:, None]
+        starts = codes + row * row_bytes
+        keep = None if EVEN else (unit < columns // many)[None, :] & (n < features)[:, None]
+        low, high = unit_words(starts, unit[None, :], keep, BITS)
+        terms = tl.zeros((BLOCK_N, BLOCK_K // many), dtype=tl.float32)
+        for place in tl.static_range(many):
+            terms += place_code(low, high, place, BITS) * vectors[place][None, :]
+        sums = tl.sum(tl.reshape(terms, (BLOCK_N, parts, GROUP // many)), axis=2)
         if zero is None:
-            sums -= total[:, None, :] * (1 << (BITS - 1))
+            sums -= total[None, :] * (1 << (BITS - 1))
         else:
-            starts = zero + n.to(tl.int64)[:, None] * zero_bytes
-            middle = gather_codes(starts, group[None, :], keep, BITS).to(tl.float32)
-            sums -= total[:, None, :] * middle[None, :, :]
-        found += sums * step[None, :, :]
-    result = tl.sum(found, axis=2)
-    place = outputs + (split * ROWS + m[:, None]) * features + n[None, :]
-    tl.store(place, result.to(outputs.dtype.element_ty), mask=(m < ROWS)[:, None] & live[None, :])
+            middle = gather_codes(zero + row * zero_bytes, group[None, :], inside, BITS)
+            sums -= total[None, :] * middle.to(tl.float32)
+        step = tl.load(
+            scale + row * (columns // group_size) + group[None, :], mask=inside, other=0.0
+        )
+        result = tl.sum(sums * step.to(tl.float32), axis=1)
+        place = outputs + split * features + n
+        tl.store(place, result.to(outputs.dtype.element_ty), mask=n < features)
 
 
 @jit
@@ -244,6 +241,12 @@ def _not_packed_rows(
     return None if inputs.numel() and codes.numel() else "takes at least one row"
 
 
+def _has_whole_groups(columns: int, group_size: int) -> bool:
+    """Return whether rows are whole eights, and groups a power of two or whole rows."""
+    regular = group_size == columns or group_size == power_of_two(group_size) >= 16
+    return columns % 16 == 0 and regular
+
+
 @triton_backend(weight_only_matmul, rule="contiguous tensors", check=_not_packed_rows)
 def _triton(
     inputs: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int
@@ -252,23 +255,23 @@ def _triton(
     (rows, columns), (features, groups) = inputs.shape, scale.shape
     group_size = columns // groups
     sizes = {"rows": rows, "features": features, "columns": columns}
-    small = rows <= GEMV_ROWS and columns % 32 == 0 and group_size % 32 == 0
+    small = rows == 1 and _has_whole_groups(columns, group_size)
     options = options_of(f"weight_only_{'gemv' if small else 'tile'}", inputs.device, **sizes)
-    split = options["SPLIT"]
+    width = options["BLOCK_K"] = min(options["BLOCK_K"], power_of_two(columns))
+    split = cdiv(columns, width) if small else options["SPLIT"]
     outputs = partial_outputs(inputs, features, split)
     widths = (columns, features, group_size, codes.shape[1], 0 if zero is None else zero.shape[1])
     if small:
-        unit = 32 // bits if 32 % bits == 0 else 32
         launch(
             _gemv_kernel,
-            (cdiv(features, options["BLOCK_N"]), split),
+            (cdiv(features, options["BLOCK_N"] * options["SHARE"]), split),
             *(inputs, codes, scale, zero, outputs, *widths),
-            **{"BITS": bits, "ROWS": rows, "BLOCK_ROWS": power_of_two(rows)},
-            **{"UNIT": unit, "WORDS": unit * bits // 32},
+            **{"BITS": bits, "GROUP": min(width, power_of_two(group_size))},
+            **{"EVEN": columns % width == 0},
             **options,
         )
     else:
-        options["BLOCK_K"] = max(16, min(options["BLOCK_K"], power_of_two(group_size)))
+        options["BLOCK_K"] = max(16, min(width, power_of_two(group_size)))
         launch(
             _tile_kernel,
             (cdiv(rows, options["BLOCK_M"]), cdiv(features, options["BLOCK_N"]), split),

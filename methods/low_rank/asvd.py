@@ -1,11 +1,9 @@
 """ASVD: the SVD of a weight whose columns count as much as the inputs they meet are large."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from autocomp.core.errors import PlanError
@@ -16,9 +14,6 @@ from autocomp.methods._low_rank import FactorMethod, output_basis, project
 
 DEFAULT_ALPHA = 50
 SMALLEST_SCALE = 1e-6
-
-S = TypeVar("S", bound=Hashable)
-O = TypeVar("O", bound=Hashable)  # noqa: E741 (an option)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +63,9 @@ class Asvd(FactorMethod):
     With α = 0 it is the plain SVD, and where the inputs are uncorrelated ``S = √E[x²]`` would be
     the whitened one. The paper adds 1e-6 to S in place of the lower bound.
 
-    The decomposition is exact; the published code takes a randomised one of exactly k columns.
+    The factors come out of projecting W on U_k, which undoes the scales by itself. The
+    decomposition is exact; the published code takes a randomised one of exactly k columns. Ranks
+    by the paper's sensitivities are an allocation of the search, ``asvd``.
 
     Reference:
         Yuan et al. 2023, ASVD, https://arxiv.org/abs/2312.05821
@@ -88,106 +85,7 @@ class Asvd(FactorMethod):
         Raises:
             PlanError: If the mean magnitudes (in,) are missing.
         """
-        basis = scaled_basis(weight, stats, spec.alpha_percent / 100)
+        absmean = require(stats, "absmean", "asvd", weight.shape[1])
+        scale = (absmean ** (spec.alpha_percent / 100)).clamp_min(SMALLEST_SCALE)
+        basis = output_basis(weight * scale, stats, whitened=False)
         return project(weight, basis, spec.rank_for((weight.shape[0], weight.shape[1])))
-
-
-def scaled_basis(weight: Tensor, stats: Stats | None, alpha: float) -> Tensor:
-    """Return the left singular vectors of ``W S``, (out, min(out, in)) fp64.
-
-    ``U_k U_kᵀ W`` is then ``U_k Σ_k V_kᵀ S⁻¹``: projecting undoes the scales by itself.
-
-    Args:
-        weight: W (out, in).
-        stats: Statistics with ``absmean`` (in,).
-        alpha: The power α of the mean magnitudes.
-
-    Raises:
-        PlanError: If the mean magnitudes are missing or those of another width.
-    """
-    absmean = require(stats, "absmean", "asvd", weight.shape[1])
-    scale = (absmean**alpha).clamp_min(SMALLEST_SCALE)
-    return output_basis(weight * scale, stats, whitened=False)
-
-
-# --- allocation by sensitivity
-
-
-@torch.no_grad()
-def truncation_sensitivity(
-    weight: Tensor, stats: Stats, specs: Sequence[AsvdSpec]
-) -> dict[AsvdSpec, float]:
-    """Return the share of a site's output that each truncation loses, from one decomposition.
-
-    ``tr(D H Dᵀ) / tr(W H Wᵀ)`` with ``D = W − A B`` is ``Σ_{i>k} uᵢᵀ C uᵢ / tr C`` with
-    ``C = W H Wᵀ`` and the columns of :func:`scaled_basis`, so all ranks cost what one does. It
-    stands in for the loss that the paper measures by truncating one layer at a time, which is the
-    score ``measured`` of a search; either feeds :func:`allocate`.
-
-    Args:
-        weight: W (out, in) fp32.
-        stats: Statistics with ``absmean`` (in,) and ``hessian`` (in, in).
-        specs: Truncations to compare, all of the same α.
-
-    Returns:
-        By spec, a number in 0 … 1; 0 for a weight whose output is zero.
-
-    Raises:
-        PlanError: If a statistic is missing, or the specs differ in α.
-    """
-    alphas = {spec.alpha_percent for spec in specs}
-    if len(alphas) != 1:
-        raise PlanError(f"one sensitivity is of one α, got the percents {sorted(alphas)}.")
-    hessian = require(stats, "hessian", "asvd", weight.shape[1]).double()
-    basis = scaled_basis(weight, stats, alphas.pop() / 100)
-    inputs = weight.double().T @ basis
-    energy = (inputs * (hessian @ inputs)).sum(dim=0).clamp_min(0)
-    lost = [*energy.flip(0).cumsum(0).flip(0).tolist(), 0.0]
-    shape = (weight.shape[0], weight.shape[1])
-    return {spec: lost[spec.rank_for(shape)] / (lost[0] or 1.0) for spec in specs}
-
-
-def allocate(
-    losses: Mapping[S, Mapping[O, float]], sizes: Mapping[S, Mapping[O, int]], target: int
-) -> dict[S, O]:
-    """Return the option of every site by the paper's sensitivity-based rank search.
-
-    All (site, option) pairs are sorted by loss, and those below a cut are allowed. Every site
-    takes its smallest allowed option, or its largest one when none is allowed. The cut is the
-    lowest, found by bisection, whose sizes add up to no more than the target.
-
-    Args:
-        losses: Loss by site and option, what the site alone costs: perplexity, KL, a share of the
-            output. The largest option of a site, such as the dense weight, need not be there.
-        sizes: Size by site and option, bytes or parameters.
-        target: Largest total size, in the same unit.
-
-    Returns:
-        Option by site, in the order of ``sizes``.
-
-    Raises:
-        PlanError: If even the smallest options exceed the target.
-    """
-    pairs = [
-        (loss, site, option) for site, found in losses.items() for option, loss in found.items()
-    ]
-    pairs.sort(key=lambda pair: (pair[0], str(pair[1]), str(pair[2])))
-    start = {site: max(options, key=options.__getitem__) for site, options in sizes.items()}
-
-    def chosen(cut: int) -> dict[S, O]:
-        found = dict(start)
-        for _, site, option in pairs[:cut]:
-            if sizes[site][option] < sizes[site][found[site]]:
-                found[site] = option
-        return found
-
-    def total(cut: int) -> int:
-        return sum(sizes[site][option] for site, option in chosen(cut).items())
-
-    low, high = 0, len(pairs)
-    if total(high) > target:
-        raise PlanError(f"the smallest options take {total(high)}, more than {target}.")
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if total(middle) <= target else (middle + 1, high)
-    return chosen(low)

@@ -117,7 +117,7 @@ def select(
     """
     kept: dict[S, O] = {}
     reached = score(kept)
-    for site, options in reversed(candidates.items()):
+    for site, options in reversed(list(candidates.items())):
         tried = [(score({**kept, site: option}), option) for option in options]
         best, option = max(tried, key=lambda pair: pair[0], default=(reached, None))
         if option is not None and best > reached:

@@ -21,6 +21,8 @@ from autocomp.formats.uniform_tensor import UniformTensor
 from autocomp.methods._joint import factor_group
 from autocomp.methods._uniform import AffineGrid
 
+Side = Uniform | UniformTensor
+
 
 @dataclass(frozen=True, slots=True)
 class LplrSpec(FactorSpec):
@@ -124,30 +126,26 @@ class Lplr:
 
     def layout(self, spec: LplrSpec, shape: tuple[int, int], dtype: str = "") -> Factors:
         """Return the layout from the shape (out, in) alone; ``dtype`` plays no part."""
-        rank = spec.rank_for(shape)
-        return Factors(
-            shape,
-            rank,
-            _side(spec, spec.bits, (shape[0], rank)),
-            _side(spec, spec.right_bits, (rank, shape[1])),
-        )
+        left, right = _sides(spec, shape)
+        return Factors(shape, right.shape[0], left, right)
 
     def compress(
         self, weight: Tensor, spec: LplrSpec, stats: Stats | None, dtype: str
     ) -> CompressedWeight:
         """Return both factors, rounded; ``weight`` is (out, in), fp32, ``stats`` is not used."""
         packed = self.layout(spec, (weight.shape[0], weight.shape[1]))
-        seeds = SeedTree(spec.seed).child("lplr", *weight.shape, packed.rank)
+        outer, inner = _sides(spec, packed.shape)
+        seeds = SeedTree(spec.seed).child("lplr", *packed.shape, packed.rank)
 
         def drawn(side: str, matrix: Tensor) -> Tensor:
             generator = Generator().manual_seed(seeds.child(side).seed)
             return sketch(matrix, packed.rank, spec.power, generator)
 
-        left = _round(drawn("left", weight), packed.left)
-        right = _round(second_factor(left.to_dense(), weight), packed.right)
+        left = _round(drawn("left", weight), outer)
+        right = _round(second_factor(left.to_dense(), weight), inner)
         found = packed.pack(left, right)
-        right = _round(drawn("right", weight.T).T, packed.right)
-        left = _round(second_factor(right.to_dense().T, weight.T).T, packed.left)
+        right = _round(drawn("right", weight.T).T, inner)
+        left = _round(second_factor(right.to_dense().T, weight.T).T, outer)
         other = packed.pack(left, right)
         return min(found, other, key=lambda product: float((product.to_dense() - weight).norm()))
 
@@ -185,14 +183,19 @@ def second_factor(left: Tensor, matrix: Tensor) -> Tensor:
     return (inverse @ (wide.T @ matrix.double())).float()
 
 
-def _side(spec: LplrSpec, bits: int, shape: tuple[int, int]) -> Uniform | UniformTensor:
-    """Return the layout of a factor."""
-    if spec.per_tensor:
-        return UniformTensor(shape, bits)
-    return Uniform(shape, bits, factor_group(spec.group_size, shape[1]))
+def _sides(spec: LplrSpec, shape: tuple[int, int]) -> tuple[Side, Side]:
+    """Return the layouts of the left and the right factor of a weight (out, in)."""
+    rank = spec.rank_for(shape)
+
+    def side(bits: int, shape: tuple[int, int]) -> Side:
+        if spec.per_tensor:
+            return UniformTensor(shape, bits)
+        return Uniform(shape, bits, factor_group(spec.group_size, shape[1]))
+
+    return side(spec.bits, (shape[0], rank)), side(spec.right_bits, (rank, shape[1]))
 
 
-def _round(factor: Tensor, layout: Uniform | UniformTensor) -> CompressedWeight:
+def _round(factor: Tensor, layout: Side) -> CompressedWeight:
     """Round a factor to nearest on the grid that spans its rows, its groups or all of it."""
     if isinstance(layout, UniformTensor):
         flat = factor.reshape(1, -1)

@@ -186,7 +186,7 @@ def exchange(patterns: Sequence[Pattern], inputs: Tensor) -> Tensor:
         for place in range(places):
             others = found[:, torch.arange(places) != place]
             members = found[:, place]
-            gains = sum(pattern.gains(members, others) for pattern in patterns)
+            gains = torch.stack([p.gains(members, others) for p in patterns]).sum(dim=0)
             _, chosen = linear_sum_assignment(gains.numpy(), maximize=True)
             picked = torch.from_numpy(chosen)
             new = gains.gather(1, picked[:, None]).sum()

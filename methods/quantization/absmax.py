@@ -11,7 +11,8 @@ from autocomp.core.errors import PlanError
 from autocomp.core.method import Reader, Scope
 from autocomp.core.sketch import SiteKind
 from autocomp.core.stats import Needs, Stats
-from autocomp.formats.steps import SMALLEST_ABSMAX, RoundInput
+from autocomp.formats.steps import RoundInput
+from autocomp.kernels.quantize_activations import SMALLEST_ABSMAX
 from autocomp.methods._hessian import require
 
 ACTIVATION_BITS = (4, 6, 8)

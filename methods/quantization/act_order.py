@@ -37,6 +37,7 @@ class ActOrder:
     scope: ClassVar[Scope] = "input"
     spec: ClassVar[type[ActOrderSpec]] = ActOrderSpec
     version: ClassVar[int] = 1
+    usual: ClassVar[str] = "actorder+gptq-{grid}"
     summary: ClassVar[str] = "sort the inputs by their size, so that groups hold equals"
     reference: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
     needs: ClassVar[frozenset[Needs]] = frozenset({Needs.NORMS})

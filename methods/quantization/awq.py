@@ -44,6 +44,7 @@ class Awq(ScaleMethod):
 
     spec: ClassVar[type[AwqSpec]] = AwqSpec
     version: ClassVar[int] = 1
+    usual: ClassVar[str] = "awq+rtn-{grid}-clip"
     summary: ClassVar[str] = "scale up channels with large inputs before rounding"
     reference: ClassVar[str] = "https://arxiv.org/abs/2306.00978"
     needs: ClassVar[frozenset[Needs]] = frozenset({Needs.ABSMEAN, Needs.HESSIAN})

@@ -94,6 +94,10 @@ class Hqq:
         """
         return Affine(shape, spec.bits, spec.group_size)
 
+    def passes(self, spec: HqqSpec) -> int:
+        """Return how many times the solver goes over the weight at most."""
+        return STEPS
+
     def compress(
         self, weight: Tensor, spec: HqqSpec, stats: Stats | None, dtype: str
     ) -> CompressedWeight:

@@ -14,7 +14,7 @@ from autocomp.core.stats import Needs, Stats
 from autocomp.formats.base import CompressedWeight
 from autocomp.formats.bcq import Bcq, signs
 from autocomp.methods._hessian import require
-from autocomp.methods._signs import alternate
+from autocomp.methods._signs import ROUNDS, alternate
 
 MOST_BITS = 5
 
@@ -97,6 +97,10 @@ class LutGemm:
             PlanError: If the group size does not divide the inputs.
         """
         return Bcq(shape, spec.bits, spec.group_size, "float16" if spec.offset else None)
+
+    def passes(self, spec: LutGemmSpec) -> int:
+        """Return how many times the solver goes over the weight, once a plane and round."""
+        return ROUNDS * spec.bits
 
     def needs_of(self, spec: LutGemmSpec) -> frozenset[Needs]:
         """Return what weighting needs beside the method itself."""

@@ -92,6 +92,7 @@ class Owq(UniformMethod):
 
     spec: ClassVar[type[OwqSpec]] = OwqSpec
     version: ClassVar[int] = 1
+    usual: ClassVar[str] = "owq-{grid}-t{bits}.05"
     summary: ClassVar[str] = "second-order rounding, the most sensitive columns in float16"
     reference: ClassVar[str] = "https://arxiv.org/abs/2306.02272"
     needs: ClassVar[frozenset[Needs]] = frozenset({Needs.HESSIAN})

@@ -189,7 +189,7 @@ class Bench:
         }
 
 
-def plans(bench: Bench, row: Row, group: int) -> dict[str, Plan]:
+def plans(bench: Bench, row: Row, group: int, *, searched: bool) -> dict[str, Plan]:
     """Return the plan of every arm that has one within the bytes of the uniform mask."""
     uniform = bench.uniform(row.uniform)
     budget = bench.setup.spent(uniform)
@@ -213,7 +213,7 @@ def plans(bench: Bench, row: Row, group: int) -> dict[str, Plan]:
             found[name] = plan(context, solve(context.problem, budget))
         except InfeasibleError:
             bench.listener.log(f"{row.name}: {name} does not reach {budget:,} bytes")
-    if row.primary:
+    if searched and row.primary:
         found["search"] = bench.searched(row.masks, budget, bypass=False)
         found["bits searched"] = bench.searched(control, budget, bypass=False)
         found["all searched"] = bench.searched(everything, budget, bypass=True)
@@ -227,7 +227,8 @@ def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> dict[st
         common = settings(asked, seed, dealt(asked.corpus, seed, Path(folder)))
         bench = Bench(asked, common, listener)
         for row in rows(asked.group):
-            for name, plan in plans(bench, row, asked.group).items():
+            searched = seed < asked.searched_seeds
+            for name, plan in plans(bench, row, asked.group, searched=searched).items():
                 losses = bench.losses(plan)
                 found.append(
                     {
@@ -311,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", default="pydoc")
     parser.add_argument("--group", type=int, default=64, help="group size of the codes")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--searched-seeds", type=int, default=3, help="of them, with searches")
     parser.add_argument("--trials", type=int, default=12, help="a search")
     parser.add_argument("--score", default="kronecker")
     parser.add_argument("--window", type=int, default=256)
@@ -320,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     quiet_libraries()
     torch.set_num_threads(1)
-    out, told = results_path(asked, RESULTS), described(asked, "seeds")
+    out, told = results_path(asked, RESULTS), described(asked, "seeds", "searched_seeds")
     found: list[dict[str, Any]] = []
     if out.exists() and (kept := json.loads(out.read_text(encoding="utf-8"))):
         found = kept["seeds"] if kept["settings"] == told else []

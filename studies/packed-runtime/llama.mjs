@@ -1,6 +1,6 @@
-// node llama.mjs MODEL.gguf PROMPT NEW THREADS: tokens a second of llama.cpp, greedy, as one line of JSON.
+// node studies/packed-runtime/llama.mjs MODEL.gguf PROMPT NEW THREADS: tokens a second of llama.cpp, greedy, as one line of JSON.
 //
-// Needs `npm install node-llama-cpp`, whose package carries llama.cpp as a library for this machine.
+// Run it where `npm install node-llama-cpp` was: that package carries llama.cpp, built for this machine.
 import {performance} from "node:perf_hooks";
 import {readFileSync} from "node:fs";
 import {createRequire} from "node:module";

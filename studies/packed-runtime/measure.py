@@ -2,7 +2,8 @@
 
 ``python studies/packed-runtime/measure.py FOLDER`` measures the native model in FOLDER (see the
 README for the command that makes one). Every way of running it gets processes of its own, one
-after the other, in turns; what a process takes before it loads a model is subtracted.
+after the other, in turns; what a process takes before it loads a model is subtracted. With
+``--llama GGUF --node FOLDER``, llama.cpp takes its turns too.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from autocomp.layers.native import WEIGHTS_FILE, load, native_sketch
 from autocomp.models import load as load_dense
 
 OUT = Path(__file__).parent / "results" / "packed-runtime.json"
+SCRIPT = Path(__file__).parent / "llama.mjs"
 
 
 class Way(NamedTuple):
@@ -123,20 +125,34 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens before the clock starts")
     parser.add_argument("--new", type=int, default=32, help="tokens that are timed")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--llama", type=Path, help="a GGUF of the same model, see q4_0.py")
+    parser.add_argument("--node", type=Path, help="where node-llama-cpp is installed")
     parser.add_argument("--one", choices=WAYS, help="measure one way in this process, as JSON")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(measure(asked.one, asked.folder, asked.base, asked.prompt, asked.new)))
         return
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
+    commands = {name: [sys.executable, *sys.argv, "--one", name] for name in WAYS}
+    if asked.llama is not None:
+        sizes = (asked.prompt, asked.new, torch.get_num_threads())
+        path = asked.llama.resolve()
+        commands["llama.cpp"] = ["node", str(SCRIPT), str(path), *map(str, sizes)]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for turn in range(asked.turns):
-        for name in WAYS:
-            command = [sys.executable, *sys.argv, "--one", name]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for name, command in commands.items():
+            folder = asked.node if name == "llama.cpp" else None
+            text = subprocess.run(
+                command, check=True, capture_output=True, text=True, cwd=folder
+            ).stdout
             rows[name].append(json.loads(text.splitlines()[-1]))
             print(f"turn {turn + 1}, {name}: {text.splitlines()[-1]}", file=sys.stderr, flush=True)
             write(asked, rows)
+
+
+def _median(values: list[Any]) -> Any:
+    """Return the median of numbers, or what is the same in all turns."""
+    return values[0] if isinstance(values[0], str) else statistics.median(values)
 
 
 def write(asked: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> None:
@@ -144,9 +160,10 @@ def write(asked: argparse.Namespace, rows: dict[str, list[dict[str, Any]]]) -> N
     result = {
         "settings": {"prompt": asked.prompt, "new": asked.new},
         "file_bytes": (Path(asked.folder) / WEIGHTS_FILE).stat().st_size,
+        "llama_file_bytes": asked.llama and asked.llama.stat().st_size,
         "ways": {
             name: {"turns": len(found)}
-            | {key: statistics.median(row[key] for row in found) for key in found[0]}
+            | {key: _median([row[key] for row in found]) for key in found[0]}
             for name, found in rows.items()
             if found
         },

@@ -20,6 +20,12 @@ from autocomp.core.spec import LayerSpec
         (("squeezellm", 3, 64), "squeezellm-w3"),
         (("lutgemm", 3, 64), "lutgemm-w3g64"),
         (("nf", 4, 64), "nf-w4"),
+        (("owq", 3, None), "owq-w3g64-t3.05"),
+        (("owq", 8, 0), "owq-w8-t8.05"),
+        (("awq", 4, 32), "awq+rtn-w4g32-clip"),
+        (("actorder", 3, None), "actorder+gptq-w3g64"),
+        (("rotation", 2, None), "rotation-hadamard+gptq-w2g64"),
+        (("quip", 2, None), "rotation-orthogonal-rescaled+quip-w2-p1-orthogonal"),
         (("magnitude-2:4+rtn-w4g64", 4, 64), "magnitude-2:4+rtn-w4g64"),
     ],
 )
@@ -28,9 +34,10 @@ def test_uniform_token(arguments, token):
     assert LayerSpec.parse(token).token() == token
 
 
-def test_uniform_token_refuses_what_has_no_bits():
-    with pytest.raises(ConfigError, match="whole token"):
-        uniform_token("wanda", 4, 64)
+def test_uniform_token_refuses_what_is_no_quantizer():
+    for method in ("wanda", "asvd", "laser", "lplr", "lorc", "absmax"):
+        with pytest.raises(ConfigError, match="whole token"):
+            uniform_token(method, 4, 64)
     with pytest.raises(ConfigError, match="Did you mean 'gptq'"):
         uniform_token("gptqq", 4, 64)
 

@@ -19,6 +19,24 @@ def test_nm_bytes():
     assert NM((3, 8), 2, 4, "float16", Grid(4, symmetric=True)).nbytes == 3 + 6 + 3 * 2
 
 
+@pytest.mark.parametrize(
+    ("layout", "bits"),
+    [
+        (NM((64, 256), 2, 4, "float16"), 8 + 1),  # 2 positions of 2 bits and 2 values of 4 weights
+        (NM((64, 256), 1, 4, "float16"), 4 + 0.5),
+        (NM((64, 256), 4, 8, "float16"), 8 + 1.5),  # positions of 3 bits
+        (NM((64, 256), 2, 4, "float16", Grid(8)), 4 + 1),
+        (NM((64, 256), 2, 4, "float16", Grid(4)), 2 + 1),
+        (Bitmask((64, 256), 64 * 128, "float16"), 8 + 1),
+        (Bitmask((64, 256), 64 * 128, "float16", Grid(4)), 2 + 1),
+    ],
+)
+def test_bits_a_weight_beside_those_of_the_grid(layout, bits):
+    """2:4 takes 36/64 of fp16, 20/32 of 8-bit codes and 12/16 of 4-bit codes; so does half."""
+    sides = 0 if layout.grid is None else 64 * (2 + 1)  # a row's scale, and its zero in a byte
+    assert 8 * (layout.nbytes - sides) == bits * 64 * 256
+
+
 def test_nm_positions_of_a_known_mask():
     mask = torch.tensor([[False, True, False, True, True, True, False, False]])
     weight = NM((1, 8), 2, 4, "float16").pack(mask, torch.arange(8.0)[None])

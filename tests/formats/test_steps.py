@@ -10,7 +10,9 @@ from autocomp.formats.steps import (
     Rotation,
     RoundInput,
     Scale,
+    _kronecker,
     _rotation,
+    _transformed,
     step_from_json,
 )
 
@@ -159,3 +161,11 @@ def test_inputs_keep_dtype_and_values(step) -> None:
     before = inputs.clone()
     assert step.apply(inputs, {}).dtype == torch.bfloat16
     assert torch.equal(inputs, before)
+
+
+@pytest.mark.parametrize("width", [64, 48, 7])
+def test_one_transform_is_the_product_of_the_factors(width):
+    factors, *_ = _rotation(width, "hadamard", 3, torch.float64, torch.device("cpu"))
+    rows = torch.randn(2, 5, width, dtype=torch.float64)
+    expected = _kronecker(rows, factors)
+    assert torch.allclose(_transformed(rows, factors), expected, atol=1e-12)

@@ -1,5 +1,6 @@
 """Profiles as plans of a space: ladders, budgets, and where samplers and studies take them up."""
 
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
@@ -68,6 +69,14 @@ def test_a_ladder_is_one_method_one_pattern_and_one_rest() -> None:
     assert not ladders(sketch, lists, "factor")
 
 
+def test_a_refinement_and_a_shuffle_go_with_their_mask() -> None:
+    tokens = ("wanda-s60+dsnot+rtn-w4g64", "shuffle+wanda-2:4+rtn-w4g64", "rtn-w4g64")
+    context = ToyModel(linear=tokens).contexts[0]
+    found = ladders(context.space.sketch, context.space.lists, "mask")
+    shares = [sorted(next(iter(ladder.options.values()))) for ladder in found]
+    assert sorted(shares) == [pytest.approx([0.4, 1.0]), [0.5, 1.0]]
+
+
 def test_one_share_alone_is_no_ladder() -> None:
     model = ToyModel(linear=("wanda-2:4+rtn-w8g64", "rtn-w4g64"))
     context = model.contexts[0]
@@ -96,6 +105,31 @@ def test_a_plan_fills_its_budget_and_follows_the_signals(token: str) -> None:
     assert len(set(shares.values())) > 1
     ordered = [shares[name] for name in sorted(signals, key=signals.__getitem__)]
     assert all(less <= more for less, more in pairwise(ordered))
+
+
+def test_bytes_that_a_whole_block_would_exceed_go_to_some_of_its_linears() -> None:
+    """Where all signals of a block are one, as OWL's are, its linears would all move together."""
+    model = ToyModel(linear=("wanda-2:4+rtn-w4g64", "rtn-w4g64"), allocations=("owl",), bits=3.6)
+    (context,) = model.contexts
+    sketch = context.space.sketch
+    signals = {"owl": {s.name: float(s.block) for s in sketch.sites if s.kind == "linear"}}
+    context = replace(context, signals=signals)
+    found = context.allocated["owl"]
+    ladder = ladders(sketch, context.space.lists, "mask")[0].options
+    shares = {
+        site.name: next(k for k, i in ladder[site.name].items() if i == found.choice[row])
+        for row, site in enumerate(sketch.weights())
+        if site.kind == "linear"
+    }
+    partly = {sketch[name].block for name, share in shares.items() if share == 1.0}
+    halves = {sketch[name].block for name, share in shares.items() if share == 0.5}
+    assert len(partly & halves) == 1
+    steps = [
+        group.cost[ladder[group.name][1.0]] - group.cost[ladder[group.name][0.5]]
+        for group in context.problem.groups
+        if shares.get(group.name) == 0.5 and sketch[group.name].block in partly
+    ]
+    assert 0 <= context.budget_bytes - found.cost < min(steps)
 
 
 def test_a_smaller_budget_keeps_less() -> None:

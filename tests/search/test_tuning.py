@@ -66,6 +66,19 @@ def test_no_steps_is_no_finish(benches):
     assert same(plain, still)
 
 
+def test_the_second_stream_starts_as_the_first_and_pays(trained_llama_path, benches):
+    """In front of the first input only the embedding was rounded, to float16; less KL over all."""
+    plan = plan_of(benches["none"], linear="gptq-w2g32")
+    plain = recompress(benches["none"], plan, Silent())
+    two = recompress(workbench(trained_llama_path, "gptaq"), plan, Silent())
+    first = benches["none"].layout.block_names[0]
+    for role in "qkv":
+        one, other = (made[f"{first}.self_attn.{role}_proj"].to_dense() for made in (plain, two))
+        assert (one != other).float().mean() < 0.1
+    assert not same(plain, two)
+    assert distance(benches["none"], two) < distance(benches["none"], plain)
+
+
 def test_tuned_blocks_are_nearer_to_the_model_and_as_large(benches):
     """At 3 bits, on the calibration text: a fifth less KL than sequential GPTQ alone."""
     plan = plan_of(benches["none"], linear="gptq-w3g32")

@@ -108,3 +108,21 @@ def test_k_means_is_counted_in_the_estimate(settings):
         for token in ("rtn-w4", "squeezellm-w3", "squeezellm-w4")
     ]
     assert seconds[2] == 2 * seconds[1] > 20 * seconds[0]
+
+
+def test_passes_and_gradient_statistics_are_counted_in_the_estimate(settings, monkeypatch):
+    site = next(site for site in sketch_of(settings.model).sites if site.kind == "linear")
+    speed = estimate._Speed(body=1e6, single=1e6, steps=1e5)
+    one, half_quadratic, planes, clipped = (
+        estimate._solve_seconds(site, LayerSpec.parse(token), speed)
+        for token in ("rtn-w4", "hqq-w4", "lutgemm-w4", "rtn-w4-mse")
+    )
+    ratios = half_quadratic / one, planes / one, clipped / one
+    assert ratios == pytest.approx((20, 60, 80))
+    monkeypatch.setattr(estimate, "_measure_speed", lambda device: speed)
+    minutes = []
+    for token in ("nf-w3", "squeezellm-w3"):
+        space = settings.space.model_copy(update={"name": "bits", "linear": (token,)})
+        asked = settings.model_copy(update={"space": space})
+        minutes.append(estimate.estimate(asked).minutes["calibration"])
+    assert minutes[1] > minutes[0] > 0

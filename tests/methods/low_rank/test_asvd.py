@@ -4,7 +4,7 @@ import torch
 from autocomp.core.errors import PlanError
 from autocomp.core.spec import LayerSpec
 from autocomp.core.stats import Stats
-from autocomp.methods.low_rank.asvd import Asvd, AsvdSpec, allocate, truncation_sensitivity
+from autocomp.methods.low_rank.asvd import Asvd, AsvdSpec
 from autocomp.methods.low_rank.whitened_svd import WhitenedSvd, WhitenedSvdSpec
 from autocomp.testing.methods import compress, output_error, site
 
@@ -79,70 +79,6 @@ def test_tokens():
             LayerSpec.parse(token)
     with pytest.raises(PlanError, match=r"α must lie in 0\.\.100"):
         LayerSpec.parse("asvd-r16-a101")
-
-
-# --- allocation
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_sensitivity_is_the_share_of_the_output_that_is_lost(shape):
-    weight, stats = anisotropic(shape=shape)
-    specs = [AsvdSpec(rank=rank) for rank in (1, 4, 16, 24)]
-    found = truncation_sensitivity(weight, stats, specs)
-    whole = output_error(weight, torch.zeros_like(weight), stats)
-    for spec in specs:
-        product = torch.matmul(*Asvd().factors(weight, spec, stats))
-        expected = output_error(weight, product, stats) / whole
-        assert found[spec] == pytest.approx(expected, rel=1e-3, abs=1e-9)
-    assert list(found.values()) == sorted(found.values(), reverse=True)
-
-
-def test_sensitivity_of_nothing_and_of_two_powers():
-    stats = site()[1]
-    spec = AsvdSpec(rank=4)
-    assert truncation_sensitivity(torch.zeros(24, 32), stats, [spec]) == {spec: 0.0}
-    with pytest.raises(PlanError, match=r"of one α, got the percents \[0, 50\]"):
-        truncation_sensitivity(site()[0], stats, [spec, AsvdSpec(rank=4, alpha_percent=0)])
-
-
-RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-SIZES = {
-    name: {**{ratio: round(ratio * size) for ratio in RATIOS}, 1.0: size}
-    for name, size in (("narrow", 1000), ("wide", 4000), ("tall", 2000))
-}
-LOSSES = {
-    "narrow": {ratio: 9 * (1 - ratio) for ratio in RATIOS},
-    "wide": {ratio: 1 - ratio for ratio in RATIOS},
-    "tall": {ratio: 3 * (1 - ratio) for ratio in RATIOS},
-}
-
-
-def reference(target):
-    """Return the allocation by trying every cut in turn, written as the paper describes it."""
-    flat = [(loss, name, ratio) for name in LOSSES for ratio, loss in LOSSES[name].items()]
-    flat.sort(reverse=True)
-    for cut in range(len(flat), -1, -1):
-        chosen = dict.fromkeys(LOSSES, 1.0)
-        for _, name, ratio in flat[cut:]:
-            chosen[name] = min(chosen[name], ratio)
-        if sum(SIZES[name][ratio] for name, ratio in chosen.items()) <= target:
-            return chosen
-    raise AssertionError(target)
-
-
-@pytest.mark.parametrize("share", [1.0, 0.95, 0.8, 0.7, 0.55, 0.4])
-def test_allocation_meets_the_target_within_one_step(share):
-    target = round(share * 7000)
-    found = allocate(LOSSES, SIZES, target)
-    assert found == reference(target)
-    total = sum(SIZES[name][ratio] for name, ratio in found.items())
-    assert target - 0.1 * 4000 <= total <= target
-    assert found["wide"] <= found["tall"] <= found["narrow"], "the more sensitive was cut deeper"
-
-
-def test_allocation_refuses_what_cannot_be_met():
-    with pytest.raises(PlanError, match="the smallest options take 2800, more than 2799"):
-        allocate(LOSSES, SIZES, 2799)
 
 
 @pytest.mark.parametrize("token", ["asvd-r4", "asvd-r4-a0"])

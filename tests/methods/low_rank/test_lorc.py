@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from autocomp.core.errors import PlanError
+from autocomp.core.registry import METHODS
 from autocomp.core.spec import LayerSpec
 from autocomp.methods import compose
-from autocomp.testing.methods import compress, output_error, site
+from autocomp.testing.methods import compress, names, options, output_error, site
 
 SHAPE = (24, 32)
 
@@ -79,3 +80,33 @@ def test_tokens():
     for token in ("lorc-w8", "lorc-r16-w", "lorc-r16-wx"):
         with pytest.raises(PlanError, match="cannot read"):
             LayerSpec.parse(f"rtn-w4+{token}")
+
+
+# --- on everything else
+
+
+def first(slot):
+    """Return the first valid option of every method of a slot."""
+    return [options(name, "valid")[0] for name in names("site") if METHODS[name].spec.slot == slot]
+
+
+BASES = [
+    *first("quantizer"),
+    *first("mask"),
+    *(f"{mask}+{quantizer}" for mask in first("mask") for quantizer in ("rtn-w3g8", "gptq-w3g8")),
+]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("residual", ["lorc-r6", "lorc-r6-w8", "lqer-r6"])
+def test_corrects_any_quantizer_and_any_mask(base, residual):
+    """Sparse, quantized, or both: the base stays to the bit, and its output error falls."""
+    weight, stats = site()
+    alone = compress(base, weight, stats, "float16")
+    both = compress(f"{base}+{residual}", weight, stats, "float16")
+    kept, correction = both.layout.unpack(both.tensors)
+    assert kept.layout == alone.layout
+    assert all(torch.equal(kept.tensors[name], alone.tensors[name]) for name in alone.tensors)
+    assert both.nbytes == alone.nbytes + correction.nbytes
+    lost = output_error(weight, alone.to_dense(), stats)
+    assert output_error(weight, both.to_dense(), stats) < 0.8 * lost

@@ -42,7 +42,7 @@ def mean_errors(weight, keep, stats):
 
 @pytest.mark.parametrize("token", MASKS)
 def test_counts_stay_and_the_mean_error_falls(token):
-    """Of every row, and of every pattern; on average over seeds."""
+    """Of every row and pattern; the mean error of no row rises, and that of all is halved."""
     before = after = moved = 0.0
     for seed in range(5):
         weight, stats = biased(seed)
@@ -52,11 +52,12 @@ def test_counts_stay_and_the_mean_error_falls(token):
         if m is not None:
             patterns = refined.view(24, -1, m).sum(dim=2)
             assert bool((patterns == LayerSpec.parse(token).mask.keep).all())
-        before += float(mean_errors(weight, keep, stats).sum())
-        after += float(mean_errors(weight, refined, stats).sum())
+        errors, rest = (mean_errors(weight, chosen, stats) for chosen in (keep, refined))
+        assert bool((rest <= errors * (1 + 1e-5)).all())
+        before, after = before + float(errors.sum()), after + float(rest.sum())
         moved += float((keep != refined).sum())
     assert moved
-    assert after < before
+    assert after < 0.5 * before
 
 
 def test_an_unreachable_threshold_and_inputs_without_means_change_nothing():
@@ -86,7 +87,7 @@ def test_threshold_is_relative_to_the_output():
 
 
 def step_by_step(weight, keep, stats, m, cycles):
-    """Return the refined mask by the words of the paper: one row, one swap at a time."""
+    """Return the refined mask by the words of the docstring: one row, one swap at a time."""
     gain = weight * stats.mean
     variance = stats.norms**2 - stats.mean**2
     score = weight.abs() * stats.norms
@@ -109,7 +110,7 @@ def step_by_step(weight, keep, stats, m, cycles):
                 break
             old = min(down, key=lambda j: float(score[row, j]))
             after = error + float(gain[row, old] - gain[row, new])
-            if m is not None and (after > 0) != (error > 0):
+            if abs(after) >= abs(error):
                 break
             grow.remove(new)
             prune.remove(old)
@@ -120,7 +121,7 @@ def step_by_step(weight, keep, stats, m, cycles):
 
 @pytest.mark.parametrize("token", ["wanda-s60", "magnitude-s50", "wanda-2:4", "sparsegpt-1:4"])
 @pytest.mark.parametrize("cycles", [1, 4, 50])
-def test_it_is_the_papers_procedure(token, cycles):
+def test_swaps_go_row_by_row_in_the_order_of_the_two_criteria(token, cycles):
     weight, stats = biased(3)
     mask = LayerSpec.parse(token).mask
     keep, refined = masks(token, weight, stats, DsnotSpec(cycles))
@@ -148,9 +149,20 @@ def test_rounding_goes_on_under_the_refined_mask():
         for quantizer in ("rtn-w8", "gptq-w8g8"):
             dense = compress(f"{token}+dsnot+{quantizer}", weight, stats, "float16").to_dense()
             assert not dense[~refined].any()
-    rounded = compress("sparsegpt-s50+dsnot+gptq-w8", weight, stats, "float16").to_dense()
-    exact = compress("sparsegpt-s50+dsnot", weight, stats, "float32").to_dense()
-    assert output_error(weight, rounded, stats) < 1.1 * output_error(weight, exact, stats)
+
+
+def test_rounding_an_updated_mask_costs_less_than_the_update_gains():
+    """On average over seeds: in the order of the mask, and on a grid for what the update makes."""
+    exact = rounded = bare = 0.0
+    for seed in range(5):
+        weight, stats = biased(seed)
+        _, refined = masks("sparsegpt-s50", weight, stats)
+        bare += output_error(weight, weight * refined, stats)
+        found = compress("sparsegpt-s50+dsnot", weight, stats, "float32").to_dense()
+        exact += output_error(weight, found, stats)
+        found = compress("sparsegpt-s50+dsnot+gptq-w8", weight, stats, "float16").to_dense()
+        rounded += output_error(weight, found, stats)
+    assert exact < rounded < 0.7 * bare
 
 
 def test_bytes_are_those_of_the_mask():

@@ -6,7 +6,7 @@ from autocomp.core.stats import Stats
 from autocomp.formats.steps import Rotation
 from autocomp.methods._column_solver import ColumnFactor, solve_columns
 from autocomp.methods._uniform import AffineGrid
-from autocomp.methods.compose import compress, layout
+from autocomp.methods.compose import compress, fit_input, layout
 from autocomp.methods.quantization.quip import Quip, QuipSpec, improved
 from autocomp.testing.methods import output_error, site
 
@@ -129,6 +129,37 @@ def test_a_rotation_changes_neither_outputs_nor_losses():
         )
 
 
-def test_a_row_costs_one_scale():
-    found = layout(LayerSpec.parse("rotation-hadamard+quip-w2"), (24, 32), "float16")
-    assert found.nbytes == 24 * 32 * 2 // 8 + 2 * 24
+def test_every_side_is_counted():
+    """A scale a row; with the output side turned one of all, and two bytes an input rescaled."""
+    codes = 24 * 32 * 2 // 8
+    for token, sides in (
+        ("rotation-hadamard+quip-w2", 2 * 24),
+        ("rotation-hadamard+quip-w2-orthogonal", 2),
+        ("rotation-hadamard-rescaled+quip-w2-orthogonal", 2 + 2 * 32),
+    ):
+        assert layout(LayerSpec.parse(token), (24, 32), "float16").nbytes == codes + sides
+
+
+def test_turning_the_output_side_lets_all_rows_have_one_scale():
+    """One row ten times the others: mixed with them it fits the grid that would cut it off."""
+    weight, stats = site()
+    weight[3] *= 10
+    found = compress(weight, LayerSpec.parse("quip-w4-orthogonal"), stats, "float16")
+    assert found.tensors["scale"].shape == (1, 1)
+    turned = found.layout.turn(weight)
+    assert torch.allclose(found.layout.back(turned), weight, rtol=0, atol=1e-4)
+    grid = AffineGrid(found.tensors["scale"].expand(24, 1), torch.full((24, 1), 7.5), 4)
+    factor = ColumnFactor.shared(stats, True, "quip", 32)
+    alone = solve_columns(weight, factor, grid=grid).weight
+    error, cut = (output_error(weight, made, stats) for made in (found.to_dense(), alone))
+    assert error < 0.5 * cut
+
+
+def test_rescaling_evens_out_input_and_weight():
+    """``s² = ‖x_j‖/‖W_j‖``: behind it a channel is as large in the one as in the other."""
+    weight, stats = site()
+    spec = LayerSpec.parse("rotation-full-rescaled+quip-w2")
+    scale = fit_input([weight], [spec], stats)["scale"].double()
+    inputs, columns = stats.norms / scale, weight.norm(dim=0) * scale
+    ratio = (inputs / columns).double()
+    assert torch.allclose(ratio, ratio.mean().expand(32), rtol=5e-3)
