@@ -313,7 +313,8 @@ def _bitmask(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
 
 
 def _nm(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:
-    yield from _sparse(dtype, generator, (2, 4))
+    for pattern in ((2, 4), (3, 4)):
+        yield from _sparse(dtype, generator, pattern)
 
 
 def _lut(dtype: torch.dtype, generator: Generator) -> Iterator[Case]:

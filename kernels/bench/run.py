@@ -24,7 +24,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
 import triton.testing
-from _case import Case, nbytes
+from _case import Case
 from _model import tokens_per_second
 from _record import bench_files
 from torch import Tensor
@@ -98,6 +98,15 @@ def copies(size: int) -> int:
     return max(2, min(MOST_COPIES, CACHE_BYTES // max(1, size) + 1))
 
 
+def _copy(argument: Any) -> Any:
+    """Return a copy of an argument: of a tensor, or of those of a named tuple."""
+    if isinstance(argument, Tensor):
+        return argument.clone()
+    if hasattr(argument, "_fields"):
+        return type(argument)(*map(_copy, argument))
+    return argument
+
+
 def measure(name: str, case: Case) -> tuple[float, float]:
     """Return the relative error against the reference and the median time in seconds."""
     found = KERNELS[name]
@@ -108,10 +117,9 @@ def measure(name: str, case: Case) -> tuple[float, float]:
             result, expected = result[0], expected[0]
         difference = (result.double() - expected.double()).norm()
         error = float(difference / expected.double().norm().clamp_min(1e-30))
-        tensors = [a for a in case.arguments if isinstance(a, Tensor)]
         several = [
-            tuple(a.clone() if isinstance(a, Tensor) else a for a in case.arguments)
-            for _ in range(copies(nbytes(*tensors)))
+            tuple(_copy(argument) for argument in case.arguments)
+            for _ in range(copies(case.floor_bytes))
         ]
         return error, median_s([lambda a=a: found(*a) for a in several])
 
