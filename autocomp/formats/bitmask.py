@@ -107,8 +107,9 @@ class Bitmask(Format):
         return bitmask_matmul(inputs, tensors["mask"], *values, tensors.get(STARTS))
 
     def settle(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Add where each row's values begin, (out + 1,) int64."""
-        return {**tensors, STARTS: row_starts(tensors["mask"])}
+        """Add where each row's values begin, (out + 1,); a processor, which decodes, counts."""
+        mask = tensors["mask"]
+        return dict(tensors) | ({} if mask.device.type == "cpu" else {STARTS: row_starts(mask)})
 
     def unsettle(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the stored tensors."""

@@ -27,7 +27,9 @@ from autocomp.kernels.dense_matmul import by_blocks, dense_matmul
 
 
 def row_starts(mask: Tensor) -> Tensor:
-    """Return how many weights are kept before each row, and in all, (out + 1,) int64.
+    """Return how many weights are kept before each row, and in all, (out + 1,).
+
+    int32, or int64 where a mask could keep more.
 
     Args:
         mask: (out, bytes) uint8, one bit a weight.
@@ -35,7 +37,8 @@ def row_starts(mask: Tensor) -> Tensor:
     pairs = mask - ((mask >> 1) & 0x55)
     fours = (pairs & 0x33) + ((pairs >> 2) & 0x33)
     ones = (fours + (fours >> 4)) & 0x0F
-    return pad(ones.sum(dim=1).cumsum(dim=0), (1, 0))
+    dtype = torch.int32 if 8 * mask.numel() < 1 << 31 else torch.int64
+    return pad(ones.sum(dim=1).cumsum(dim=0), (1, 0)).to(dtype)
 
 
 @operation
@@ -124,7 +127,7 @@ def _kernel(  # noqa: PLR0913
     """Bits of the mask count up to where each value lies; a block lies in one group."""
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     live = n < features
-    start = tl.load(starts + n, mask=live, other=0)
+    start = tl.load(starts + n, mask=live, other=0).to(tl.int64)
     rows_of_bits = mask + (n * ((columns + 7) // 8))[:, None]
     group_size = columns // groups
     blocks = tl.cdiv(group_size, BLOCK_K)
