@@ -19,6 +19,7 @@ from autocomp.formats.base import CompressedWeight, format_from_json, tensor_inf
 from autocomp.formats.bitmask import Bitmask
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
+from autocomp.formats.float_input import RoundFloatInput
 from autocomp.formats.io import file_nbytes, load, save
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.nm import NM
@@ -109,6 +110,11 @@ def _input_error(weight: CompressedWeight, rounded: Tensor) -> Tensor | float:
     rounding = getattr(weight.layout, "activation", None)
     if rounding is None:
         return 0.0
+    if isinstance(rounding, RoundFloatInput):
+        points, unit = rounding.points(rounded)
+        least = 2.0 ** (1 - rounding.numbers.bias)
+        half = points.abs().clamp_min(least) * 2.0 ** -(1 + rounding.numbers.mantissa_bits)
+        return unit * half @ weight.operands().weight.abs().T
     by_token = rounded.abs().amax(dim=-1, keepdim=True) / rounding.largest
     step = weight.tensors.get("activation.scale", by_token)
     return step / 2 * weight.operands().weight.abs().sum(dim=1)
@@ -135,7 +141,8 @@ def check_matmul(example: Example) -> None:
             assert torch.allclose(rows, example.dense[index], rtol=1e-5, atol=1e-5)
         again = layout.unsettle(settled)
         assert list(again) == list(stored)
-        assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+        for name, tensor in stored.items():  # to the bit
+            assert torch.equal(again[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
 
 def check_description(example: Example) -> None:
@@ -375,6 +382,19 @@ def _prepared(generator: Generator) -> Iterator[Example]:
             if rounding is not None:
                 plain = Prepared(shape, weight.layout, None, rounding)
                 yield Example(plain.pack(weight, {}, stored), dense)
+    yield from _rounded_floats(generator)
+
+
+def _rounded_floats(generator: Generator) -> Iterator[Example]:
+    """Inputs of 4 and 8 bits before weights of floating-point codes and of others."""
+    for inner, dense in (
+        *NONUNIFORM["float"](generator),
+        (Dense((7, 24), "float16").pack(weight := _normal((7, 24), generator)), weight),
+    ):
+        for bits in (4, 8):
+            shape = inner.layout.shape
+            layout = Prepared(shape, inner.layout, None, RoundFloatInput(shape[1], bits))
+            yield Example(layout.pack(inner), dense)
 
 
 def _sum(generator: Generator) -> Iterator[Example]:

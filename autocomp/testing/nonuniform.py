@@ -16,6 +16,7 @@ from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bypass import Bypass
 from autocomp.formats.codebook import Codebook
 from autocomp.formats.columns import Columns
+from autocomp.formats.float import SCALES, Float
 from autocomp.formats.midrise import Midrise
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.formats.outliers import Outliers
@@ -113,6 +114,29 @@ def _midrise(generator: Generator) -> Pairs:
         yield one, (codes % 8 - 3.5) * scale[:1]
 
 
+def _float(generator: Generator) -> Pairs:
+    """Numbers are drawn as sign, exponent and mantissa; scales are worked out apart."""
+    for shape in SHAPES:
+        for code, exponents, mantissas in (("e2m1", 4, 2), ("e4m3", 15, 8), ("e5m2", 31, 4)):
+            for group, scales in zip((8, None, 12), SCALES, strict=True):
+                layout, size = Float(shape, code, group, scales), group or shape[1]
+                exponent = torch.randint(0, exponents, shape, generator=generator)
+                mantissa = torch.randint(0, mantissas, shape, generator=generator) / mantissas
+                sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+                power = 2.0 ** (exponent.clamp(min=1) - layout.numbers.bias)
+                points = sign * power * (mantissa + (exponent > 0))
+                sides = shape[0], shape[1] // size
+                byte = torch.randint(110, 140, sides, generator=generator).to(torch.uint8)
+                real = (torch.rand(sides, generator=generator) + 0.01).half()
+                base = (torch.rand((shape[0], 1), generator=generator) + 0.01).half()
+                stored = {"scale": real if scales == "real" else byte}
+                step = real.float() if scales == "real" else 2.0 ** (byte.float() - 127)
+                if scales == "relative":
+                    stored["base"], step = base, step * base
+                dense = points * step.repeat_interleave(size, dim=1)
+                yield layout.pack(dense, stored), dense
+
+
 def _turned(generator: Generator) -> Pairs:
     """Of so many rows that a Hadamard matrix of them is exact."""
     for shape in ((16, 24), (16, 7)):
@@ -168,6 +192,7 @@ MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "outliers": _outliers,
     "affine": _affine,
     "midrise": _midrise,
+    "float": _float,
     "turned": _turned,
     "columns": _columns,
     "bypass": _bypass,
