@@ -19,7 +19,6 @@ from autocomp.formats.base import CompressedWeight, format_from_json, tensor_inf
 from autocomp.formats.bitmask import Bitmask
 from autocomp.formats.dense import Dense
 from autocomp.formats.factors import Factors
-from autocomp.formats.float_input import RoundFloatInput
 from autocomp.formats.io import file_nbytes, load, save
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.nm import NM
@@ -29,6 +28,7 @@ from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
 from autocomp.formats.uniform_tensor import UniformTensor
 from autocomp.testing.nonuniform import MAKERS as NONUNIFORM
+from autocomp.testing.nonuniform import input_error, rounded_floats
 
 GRIDS = (
     Grid(2, 8),
@@ -101,23 +101,8 @@ def check_operands(example: Example) -> None:
         found = prepare(inputs.to(dtype)[None])
         assert found.dtype == dtype
         assert found.shape == (1, *inputs.shape)
-    allowed = 1e-5 * size + _input_error(example.weight, prepare(inputs))
+    allowed = 1e-5 * size + input_error(example.weight, prepare(inputs))
     assert bool(((prepare(inputs) @ weight.T - expected).abs() <= allowed).all())
-
-
-def _input_error(weight: CompressedWeight, rounded: Tensor) -> Tensor | float:
-    """Return how much rounding the inputs may change outputs: half a step of each input."""
-    rounding = getattr(weight.layout, "activation", None)
-    if rounding is None:
-        return 0.0
-    if isinstance(rounding, RoundFloatInput):
-        points, unit = rounding.points(rounded)
-        least = 2.0 ** (1 - rounding.numbers.bias)
-        half = points.abs().clamp_min(least) * 2.0 ** -(1 + rounding.numbers.mantissa_bits)
-        return unit * half @ weight.operands().weight.abs().T
-    by_token = rounded.abs().amax(dim=-1, keepdim=True) / rounding.largest
-    step = weight.tensors.get("activation.scale", by_token)
-    return step / 2 * weight.operands().weight.abs().sum(dim=1)
 
 
 def check_matmul(example: Example) -> None:
@@ -382,19 +367,7 @@ def _prepared(generator: Generator) -> Iterator[Example]:
             if rounding is not None:
                 plain = Prepared(shape, weight.layout, None, rounding)
                 yield Example(plain.pack(weight, {}, stored), dense)
-    yield from _rounded_floats(generator)
-
-
-def _rounded_floats(generator: Generator) -> Iterator[Example]:
-    """Inputs of 4 and 8 bits before weights of floating-point codes and of others."""
-    for inner, dense in (
-        *NONUNIFORM["float"](generator),
-        (Dense((7, 24), "float16").pack(weight := _normal((7, 24), generator)), weight),
-    ):
-        for bits in (4, 8):
-            shape = inner.layout.shape
-            layout = Prepared(shape, inner.layout, None, RoundFloatInput(shape[1], bits))
-            yield Example(layout.pack(inner), dense)
+    yield from (Example(*pair) for pair in rounded_floats(generator))
 
 
 def _sum(generator: Generator) -> Iterator[Example]:

@@ -16,10 +16,13 @@ from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bypass import Bypass
 from autocomp.formats.codebook import Codebook
 from autocomp.formats.columns import Columns
+from autocomp.formats.dense import Dense
 from autocomp.formats.float import SCALES, Float
+from autocomp.formats.float_input import RoundFloatInput
 from autocomp.formats.midrise import Midrise
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.formats.outliers import Outliers
+from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Rotation
 from autocomp.formats.turned import Turned
 from autocomp.formats.uniform_tensor import UniformTensor
@@ -135,6 +138,31 @@ def _float(generator: Generator) -> Pairs:
                     stored["base"], step = base, step * base
                 dense = points * step.repeat_interleave(size, dim=1)
                 yield layout.pack(dense, stored), dense
+
+
+def rounded_floats(generator: Generator) -> Pairs:
+    """Inputs of 4 and 8 bits, floating, before weights of such codes and before a dense one."""
+    weight = _sixteenths((7, 24), generator)
+    for inner, dense in (*_float(generator), (Dense((7, 24), "float16").pack(weight), weight)):
+        for bits in (4, 8):
+            shape = inner.layout.shape
+            layout = Prepared(shape, inner.layout, None, RoundFloatInput(shape[1], bits))
+            yield layout.pack(inner), dense
+
+
+def input_error(weight: CompressedWeight, rounded: Tensor) -> Tensor | float:
+    """Return how much rounding the inputs may change outputs: half a step of each input."""
+    rounding = getattr(weight.layout, "activation", None)
+    if rounding is None:
+        return 0.0
+    size = weight.operands().weight.abs()
+    if isinstance(rounding, RoundFloatInput):
+        points, unit = rounding.points(rounded)
+        power = points.abs().clamp_min(2.0 ** (1 - rounding.numbers.bias))
+        return unit * power * 2.0 ** -(1 + rounding.numbers.mantissa_bits) @ size.T
+    by_token = rounded.abs().amax(dim=-1, keepdim=True) / rounding.largest
+    step = weight.tensors.get("activation.scale", by_token)
+    return step / 2 * size.sum(dim=1)
 
 
 def _turned(generator: Generator) -> Pairs:
