@@ -33,6 +33,8 @@ FULL = Space(
         "sparsegpt-2:4+gptq-w4g64+lorc-r16-w8",
         "smoothquant+rtn-w8-sym+absmax-a8",
         "rtn-w8-sym",
+        "zqfp-w4g64+fpabsmax-a8",
+        "fp-w8+fpabsmax-a8",
         "dense",
     ),
     embedding=EMBEDDING,
