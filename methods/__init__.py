@@ -20,6 +20,7 @@ METHODS = {
     "hqq": "autocomp.methods.quantization.hqq:Hqq",
     "nf": "autocomp.methods.quantization.nf:Nf",
     "absmax": "autocomp.methods.quantization.absmax:Absmax",
+    "llmint8": "autocomp.methods.quantization.llm_int8:LlmInt8",
     "magnitude": "autocomp.methods.pruning.magnitude:Magnitude",
     "wanda": "autocomp.methods.pruning.wanda:Wanda",
     "sparsegpt": "autocomp.methods.pruning.sparsegpt:SparseGpt",

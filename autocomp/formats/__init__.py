@@ -27,4 +27,5 @@ STEPS = {
     "rotation": "autocomp.formats.steps:Rotation",
     "scaled-rotation": "autocomp.formats.steps:ScaledRotation",
     "round-input": "autocomp.formats.steps:RoundInput",
+    "round-regular": "autocomp.formats.round_regular:RoundRegular",
 }
