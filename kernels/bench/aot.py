@@ -1,9 +1,9 @@
 """Compile every kernel ahead of time, without a GPU, and print what came of it.
 
 One row a kernel and target: registers, shared memory, spills, 16-byte loads, and the bytes that
-its programs ask for over the least that any implementation moves. Every variant of an operation
-is compiled at one large shape with fp16 inputs, for one row of inputs and more; the first variant
-with bf16 and fp32 ones too, and at a small shape. Exits with 1 if a kernel spills or does not
+its programs ask for over the least that any implementation moves. At one large shape every variant
+of an operation is compiled for one row of inputs in fp16, and the first variant for more rows and
+in bf16 and fp32; at a small shape for one row. Exits with 1 if a kernel spills or does not
 compile: ``python kernels/bench/aot.py [--quick] [--csv FILE] [--markdown FILE]``.
 """
 
@@ -42,7 +42,7 @@ COLUMNS = (
     "16-byte loads",
     "moved / floor",
 )
-OTHERS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MAIN = FEW[-1].name
 
 Row = tuple[str | int, ...]
@@ -51,26 +51,18 @@ Row = tuple[str | int, ...]
 def chosen(bench: ModuleType, quick: bool) -> Iterator[tuple[str, Case]]:
     """Iterate over the cases of a bench file and the dtypes of their inputs."""
     few = list(bench.cases("meta", True))
-    yield "fp16", few[0]
-    if quick:
-        yield from (("fp16", case) for case in few[1:])
-        return
-    yield from (
-        ("fp16", case) for case in _main(bench, torch.float16) if case.label != few[0].label
-    )
-    for name, dtype in OTHERS.items():
+    yield from (("fp16", case) for case in (few if quick else few[:1]))
+    for name, dtype in () if quick else DTYPES.items():
+        large = [case for case in bench.cases("meta", False, dtype) if case.label.startswith(MAIN)]
         seen = set()
-        for case in _main(bench, dtype):
-            rows = re.search(r"\d+ rows", case.label)
-            if (key := rows and rows.group()) not in seen:
-                seen.add(key)
+        for case in large or bench.cases("meta", True, dtype):
+            found = re.search(r"\d+ rows", case.label)
+            rows = found.group() if found else ""
+            every = name == "fp16" and rows in ("", "1 rows")
+            known = name == "fp16" and case.label == few[0].label
+            if (every or rows not in seen) and not known:
                 yield name, case
-
-
-def _main(bench: ModuleType, dtype: torch.dtype) -> list[Case]:
-    """Return the cases of the one large shape, or where there are no shapes a short run's."""
-    found = [case for case in bench.cases("meta", False, dtype) if case.label.startswith(MAIN)]
-    return found or list(bench.cases("meta", True, dtype))
+            seen.add(rows)
 
 
 def table(quick: bool, first: bool, targets: Iterable[str], name: str) -> list[Row]:

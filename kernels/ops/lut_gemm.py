@@ -3,7 +3,9 @@
 Inputs are taken eight at a time. All 256 signed sums of eight inputs make a table, so a byte of a
 sign plane is one look-up; the sums of a plane over a group are multiplied by its scale, once.
 
-On a GPU the bits of a tile become a tile of the weight, as memory and not arithmetic limits it.
+On a GPU one row of inputs is looked up four at a time, in a table of sixteen sums, half a byte of
+signs a look-up: a table of 256 would not pay for itself within a program. More rows share decoded
+tiles, which tensor cores multiply faster than tables can be read.
 
 Reference: Park et al. 2022, LUT-GEMM, https://arxiv.org/abs/2206.09557
 """
