@@ -141,6 +141,7 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "column": ("-a8", "-a8-tensor"),
         "ladder": ("-a4", "-a6", "-a8"),
     },
+    "llmint8": {"valid": ("", "-t2"), "column": ("",)},
 }
 
 # What makes an option of a slot a whole layer spec, and what else it, or a method that has other
