@@ -29,6 +29,13 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "ladder": ("-s75", "-s50", "-s25"),
         "refused": ("-2:5",),
     },
+    "wanda": {
+        "valid": ("-s50", "-s33.3-variant", "-2:4", "-1:8"),
+        "column": ("-s50", "-s50-variant"),
+        "identity": ("-4:4",),
+        "ladder": ("-s75", "-s50", "-s25"),
+        "refused": ("-2:5",),
+    },
     "esparse": {
         "valid": ("-s50", "-2:4", "-1:8-a0.5", "-s33.3-a0"),
         "column": ("-s50",),
