@@ -19,6 +19,7 @@ from autocomp.search.correction import SPREAD, Effects, fit
 from autocomp.search.knapsack import Bools, Floats, Ints, Problem, Solution, smallest, solve
 from autocomp.search.scores.table import Pairs
 
+QUANTIZED = "quantized"
 KIND_OF_SLOT = {
     "structure": "bypassed",
     "factor": "low-rank",
@@ -27,7 +28,7 @@ KIND_OF_SLOT = {
     "activation": "activations",
     "input": "transformed",
     "cache": "cached",
-    "quantizer": "quantized",
+    "quantizer": QUANTIZED,
 }
 """Families of plans by the slot that makes them; a plan of several is ``bypassed+sparse``.
 
@@ -235,20 +236,26 @@ class SearchContext:
         bypassed = np.array([params[b.name] == 1 for b in self.problem.bypasses], dtype=bool)
         return choice, bypassed
 
-    def probe(self, problem: Problem, kind: str) -> Solution | None:
-        """Return the best plan at the budget that belongs to a family; ``None`` when none fits.
+    def probe(self, problem: Problem, kind: str, budget: int | None = None) -> Solution | None:
+        """Return the best plan that belongs to a family; ``None`` when none fits.
 
         ``quantized`` may use nothing else. For the others the groups (or sub-blocks) in which the
         family loses least at the going price of a byte are made to use it.
+
+        Args:
+            problem: Scores and costs.
+            kind: The family.
+            budget: In bytes; that of the study when ``None``.
         """
-        price = marginal_price(problem, self.budget_bytes)
+        budget = budget or self.budget_bytes
+        price = marginal_price(problem, budget)
         score, bypass_score = problem.score.copy(), problem.bypass_score.copy()
         mine = np.zeros(score.shape, dtype=bool)
         for row, kinds in enumerate(self._group_kinds):
             mine[row, : len(kinds)] = [other == kind for other in kinds]
         penalised = score + price * problem.cost
         least = penalised.min(axis=1)
-        if kind == "quantized":
+        if kind == QUANTIZED:
             usable = mine | ~mine.any(axis=1, keepdims=True)
             score[~usable] = np.inf
             bypass_score[:] = np.inf
@@ -262,7 +269,7 @@ class SearchContext:
             inside = problem.membership[forced].any(axis=0)
             bypass_score[inside] = np.inf
         try:
-            return solve(problem.with_scores(score, bypass_score), self.budget_bytes)
+            return solve(problem.with_scores(score, bypass_score), budget)
         except InfeasibleError:
             return None
 

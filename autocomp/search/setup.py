@@ -22,7 +22,7 @@ from autocomp.cost import CostModel, Workload, cost_model
 from autocomp.models import sketch_of
 from autocomp.models.structure import groups as site_groups
 from autocomp.models.surgeon import Shapes
-from autocomp.search.context import KIND_OF_SLOT, Space
+from autocomp.search.context import KIND_OF_SLOT, QUANTIZED, Space
 from autocomp.search.knapsack import Bypass, Group, Limit, Problem, Solution, smallest
 from autocomp.search.scoring import ScoreTable
 
@@ -387,4 +387,4 @@ def family(plan: Plan) -> str:
     slots = {part.slot for spec in plan.layers.values() for part in spec.filled()}
     used = {kind for slot, kind in KIND_OF_SLOT.items() if slot in slots}
     variant = [] if plan.variant == BASE else [plan.variant]
-    return "+".join(variant + sorted(used - {"quantized"})) or "quantized"
+    return "+".join(variant + sorted(used - {QUANTIZED})) or QUANTIZED

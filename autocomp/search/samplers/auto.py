@@ -8,7 +8,9 @@
 4. *Ladder*: the knapsack at the budget with uncorrected scores, then with corrected ones, and at
    smaller budgets.
 5. *Variants*: the corrected knapsack at the budget, once for every variant but the first.
-6. *Refinement* around the best plan measured at a budget, by one of these moves:
+6. *Alone*: where the best plan at a smaller budget mixes kinds, what quantization alone makes of
+   that budget, once; kinds that pay at the largest budget may not at others.
+7. *Refinement* around the best plan measured at a budget, by one of these moves:
 
    * *linear*: a trust-region step by the gradient of the plan's own loss, as long as such steps
      lead to better plans (:mod:`autocomp.search.samplers._linear`). At a smaller budget the first
@@ -35,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from autocomp.search.ask import Ask, Proposal, Told
-from autocomp.search.context import ALLOCATION, SearchContext
+from autocomp.search.context import ALLOCATION, QUANTIZED, SearchContext
 from autocomp.search.knapsack import solve
 from autocomp.search.problem import Problem, Solution
 from autocomp.search.samplers._linear import (
@@ -58,6 +60,7 @@ HALVINGS = 4
 TEMPERATURES = (0.5, 1.0)
 PARENTS = 8
 CONTINUED = "continued"
+ALONE = f"probe:{QUANTIZED}"
 MIX = {LINEAR: 0.9, "knapsack": 0.15, "step": 0.45, "mutation": 0.2, "crossover": 0.2}
 """Chance of a step by the gradient, then shares of the other moves."""
 
@@ -169,6 +172,8 @@ def _refine(rng: np.random.Generator, ask: Ask, budget: int, *, linear: bool) ->
     shares = {name: MIX[name] for name in MIX if not ask.moves or name in ask.moves}
     if look.best is None or not shares:
         return _knapsack(rng, look)
+    if "knapsack" in shares and (alone := _alone(ask, look)):
+        return alone
     if rng.random() < shares.pop(LINEAR, 0.0) and linear:
         move = _linear(rng, ask, look)
         if move is not None:
@@ -184,6 +189,21 @@ def _knapsack(rng: np.random.Generator, look: Outlook) -> _Move:
     factors = look.correction.sampled_factors(rng, temperature=0.3 * rng.random())
     found = solve(look.correction.apply(factors), look.budget)
     return _Move(look.context, found, "knapsack")
+
+
+def _alone(ask: Ask, look: Outlook) -> _Move | None:
+    """Return the plan of quantization alone, once where a smaller budget's best plan mixes."""
+    context, best = look.context, look.best
+    if best is None or look.budget == context.budget_bytes:
+        return None
+    if any(t.origin == ALONE and t.details.get("budget") == look.budget for t in ask.told):
+        return None
+    if context.family_of(context.space.decode(best.params)) == QUANTIZED:
+        return None
+    found = context.probe(look.correction.apply(), QUANTIZED, look.budget)
+    if found is None or context.params(found) in [trial.params for trial in ask.told]:
+        return None
+    return _Move(context, found, ALONE, {"budget": look.budget})
 
 
 def _linear(rng: np.random.Generator, ask: Ask, look: Outlook) -> _Move | None:

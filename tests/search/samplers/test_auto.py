@@ -170,7 +170,9 @@ def run(world: World, trials: int, seed: int = 0) -> list[Trial]:
         if proposal is None:
             break
         kl = world.measure(proposal.params)
-        told.append(Trial(index, proposal.params, "COMPLETE", kl, proposal.origin))
+        told.append(
+            Trial(index, proposal.params, "COMPLETE", kl, proposal.origin, proposal.details)
+        )
     return told
 
 
@@ -194,7 +196,29 @@ def test_the_order_of_the_schedule(world, history):
     assert origins[count : count + 4] == [f"probe:{kind}" for kind in context.kinds]
     scheduled = ["knapsack:score", "knapsack", "ladder", "ladder", "ladder"]
     assert origins[count + 4 : count + 9] == scheduled
-    assert set(origins[count + 9 :]) == {"knapsack", "step", "mutation", "crossover"}
+    moves = {"knapsack", "step", "mutation", "crossover"}
+    assert moves <= set(origins[count + 9 :]) <= moves | {"probe:quantized"}
+
+
+def test_quantization_alone_is_tried_once_where_the_best_plan_of_a_smaller_budget_mixes(world):
+    context = replace(world.context, schedule=replace(world.context.schedule, at_budget=0.2))
+    told = run(World(context, world.measure), 60)
+    first = len(context.uniforms) + len(context.kinds)
+    alone = [t for t in told[first:] if t.origin == "probe:quantized"]
+    budgets = [trial.details["budget"] for trial in alone]
+    assert 0 < len(budgets) == len(set(budgets))
+    for trial, budget in zip(alone, budgets, strict=True):
+        plan = context.space.decode(trial.params)
+        choice, bypassed = context.decisions(trial.params)
+        assert context.problem.solution(choice, bypassed).cost <= budget < context.budget_bytes
+        assert {option_kind(plan[g.name]) for g in context.problem.groups} == {"quantized"}
+        before = [
+            t
+            for t in told[: trial.number]
+            if context.problem.solution(*context.decisions(t.params)).cost <= budget
+        ]
+        best = min(before, key=lambda t: t.loss)
+        assert context.family_of(context.space.decode(best.params)) != "quantized"
 
 
 def test_uniform_baselines_use_one_option_and_the_largest_embedding_that_fits(world):
