@@ -23,6 +23,7 @@ METHODS = {
     "zqfp": "autocomp.methods.quantization.zqfp:Zqfp",
     "fpabsmax": "autocomp.methods.quantization.fpabsmax:FpAbsmax",
     "absmax": "autocomp.methods.quantization.absmax:Absmax",
+    "llmint8": "autocomp.methods.quantization.llm_int8:LlmInt8",
     "magnitude": "autocomp.methods.pruning.magnitude:Magnitude",
     "wanda": "autocomp.methods.pruning.wanda:Wanda",
     "sparsegpt": "autocomp.methods.pruning.sparsegpt:SparseGpt",

@@ -32,6 +32,7 @@ FULL = Space(
         "lplr-p60-w8",
         "sparsegpt-2:4+gptq-w4g64+lorc-r16-w8",
         "smoothquant+rtn-w8-sym+absmax-a8",
+        "rtn-w8-sym+llmint8",
         "rtn-w8-sym",
         "zqfp-w4g64+fpabsmax-a8",
         "fp-w8+fpabsmax-a8",

@@ -29,4 +29,5 @@ STEPS = {
     "scaled-rotation": "autocomp.formats.steps:ScaledRotation",
     "round-input": "autocomp.formats.steps:RoundInput",
     "round-float-input": "autocomp.formats.float_input:RoundFloatInput",
+    "round-regular": "autocomp.formats.round_regular:RoundRegular",
 }

@@ -29,6 +29,13 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "ladder": ("-s75", "-s50", "-s25"),
         "refused": ("-2:5",),
     },
+    "wanda": {
+        "valid": ("-s50", "-s33.3-variant", "-2:4", "-1:8"),
+        "column": ("-s50", "-s50-variant"),
+        "identity": ("-4:4",),
+        "ladder": ("-s75", "-s50", "-s25"),
+        "refused": ("-2:5",),
+    },
     "esparse": {
         "valid": ("-s50", "-2:4", "-1:8-a0.5", "-s33.3-a0"),
         "column": ("-s50",),
@@ -141,6 +148,7 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "column": ("-a8", "-a8-tensor"),
         "ladder": ("-a4", "-a6", "-a8"),
     },
+    "llmint8": {"valid": ("", "-t2"), "column": ("",)},
 }
 
 # What makes an option of a slot a whole layer spec, and what else it, or a method that has other

@@ -81,6 +81,8 @@ def compiled(launch: Launch, target: str) -> Compiled:
     for place, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
         if value is None or (isinstance(value, int) and value == 1):
             types[name], constants[name] = "constexpr", value
+        elif isinstance(value, float):
+            types[name] = "fp32"
         else:
             aligned = isinstance(value, torch.Tensor) or value % 16 == 0
             types[name] = POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
