@@ -68,6 +68,12 @@ def why_no_tiles(
     return None if inputs.numel() and codes.numel() else "takes at least one row"
 
 
+def _in_eight_bits(inputs: Tensor, step: Tensor | None) -> bool:
+    """Return whether to multiply in 8 bits: not for float32, whose digits the sums would lose."""
+    rounded = step is not None and inputs.dtype != torch.float32
+    return rounded and _multiplies_eight_bits(inputs.device)
+
+
 @functools.cache
 def _multiplies_eight_bits(device: torch.device) -> bool:
     """Return whether tensor cores multiply E4M3; interpreted and recorded kernels do."""
@@ -299,7 +305,7 @@ def tile_product(
             **{**fields, **options},
         )
     else:
-        eight = step is not None and _multiplies_eight_bits(inputs.device)
+        eight = _in_eight_bits(inputs, step)
         options["BLOCK_K"] = max(32 if eight else 16, min(width, power_of_two(group_size)))
         launch(
             _float_tile_kernel,
