@@ -99,9 +99,8 @@ class Float(Format):
                 "a scale is not finite in float16: the weight holds NaN, infinity or values too "
                 "large for the codes."
             )
-        return CompressedWeight(
-            self, {"codes": self.numbers.pack(self._points(weight, sides)), **sides}
-        )
+        codes = self.numbers.pack(self._points(weight, sides)).view(self.numbers.dtype)
+        return CompressedWeight(self, {"codes": codes, **sides})
 
     def _points(self, weight: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
         """Return the nearest numbers, (out, in) fp32, before they are scaled."""
@@ -112,7 +111,7 @@ class Float(Format):
 
     def to_dense(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Decode to (out, in) fp32."""
-        return float_weight(*self._stored(tensors), self.shape[1])
+        return float_weight(*self._stored(tensors), self.shape[1], self.code)
 
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Multiply inputs (rows, in); the codes stay packed."""
@@ -128,19 +127,20 @@ class Float(Format):
             inputs: x (rows, in) of a floating dtype.
             step: t (rows, 1) fp32, or ``None`` for 1 and any inputs.
         """
-        multiply = fp4_matmul if self.numbers.bits == 4 else fp8_matmul
-        return multiply(inputs, step, *self._stored(tensors))
+        if self.numbers.bits == 4:
+            return fp4_matmul(inputs, step, *self._stored(tensors))
+        return fp8_matmul(inputs, step, *self._stored(tensors), self.code)
 
     def rows(self, tensors: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """Decode rows (n, in) fp32 and no others."""
         codes, scale, base = self._stored(tensors)
         rows = None if base is None else base[index]
-        return float_weight(codes[index], scale[index], rows, self.shape[1])
+        return float_weight(codes[index], scale[index], rows, self.shape[1], self.code)
 
     @staticmethod
     def _stored(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return codes, scale and base, as kernels take them."""
-        return tensors["codes"], tensors["scale"], tensors.get("base")
+        """Return codes (uint8), scale and base, as kernels take them."""
+        return tensors["codes"].view(torch.uint8), tensors["scale"], tensors.get("base")
 
     def fake_quant(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Take the nearest numbers under the stored scales."""

@@ -116,7 +116,7 @@ def _attention(dtype: torch.dtype, generator: Generator) -> Cases:
 def _float(names: tuple[str, ...], dtype: torch.dtype, generator: Generator) -> Cases:
     """Scales of each kind, for any inputs and for inputs that are numbers of E4M3."""
     for shape in SHAPES:
-        for groups in (1,) if shape[1] % 4 else (1, 2, 4):
+        for groups in (1,) if shape[1] % 4 else (1, 4):
             for code in (CODES[name] for name in names):
                 points = code.nearest(torch.randn(shape, generator=generator) * code.largest / 4)
                 sides = shape[0], groups
@@ -125,16 +125,19 @@ def _float(names: tuple[str, ...], dtype: torch.dtype, generator: Generator) -> 
                 byte = torch.randint(120, 130, sides, generator=generator).to(torch.uint8)
                 base = ((torch.rand(shape[0], 1, generator=generator) + 0.1) * unit).half()
                 codes = code.pack(points)
+                kind = () if code.bits == 4 else (code.name,)
                 for scale, factor in ((real, None), (byte, base)):
-                    span = float_weight(codes, scale, factor, shape[1]).abs()
+                    span = float_weight(codes, scale, factor, shape[1], code.name).abs()
                     for rows in ROWS:
                         inputs = torch.randn(rows, shape[1], generator=generator)
                         size = inputs.to(dtype).float().abs() @ span.T
-                        yield Case((inputs.to(dtype), None, codes, scale, factor), size)
+                        given: tuple[Any, ...] = inputs.to(dtype), None, codes, scale, factor
+                        yield Case((*given, *kind), size)
                         eight = CODES["e4m3"].nearest(inputs * 100)
                         step = (torch.rand(rows, 1, generator=generator) + 0.5) / 100
                         size = eight.abs() @ span.T * step
-                        yield Case((eight.to(dtype), step, codes, scale, factor), size)
+                        given = eight.to(dtype), step, codes, scale, factor
+                        yield Case((*given, *kind), size)
 
 
 def _float4(dtype: torch.dtype, generator: Generator) -> Cases:

@@ -21,7 +21,7 @@ from autocomp.kernels._triton import (
     tl,
 )
 from autocomp.kernels.dense_matmul import by_blocks, dense_matmul
-from autocomp.kernels.float_codes import code_of, float_weight
+from autocomp.kernels.float_codes import CODES, float_weight
 
 
 def exact_product(inputs: Tensor, step: Tensor | None, weight: Tensor) -> Tensor:
@@ -31,14 +31,19 @@ def exact_product(inputs: Tensor, step: Tensor | None, weight: Tensor) -> Tensor
 
 
 def block_product(
-    inputs: Tensor, step: Tensor | None, codes: Tensor, scale: Tensor, base: Tensor | None
+    inputs: Tensor,
+    step: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    base: Tensor | None,
+    code: str = "e2m1",
 ) -> Tensor:
     """Return ``t x Ŵᵀ`` by decoding a block of rows of the weight at a time."""
     columns = inputs.shape[1]
 
     def multiply(part: slice) -> Tensor:
         rows = None if base is None else base[part]
-        weight = float_weight(codes[part], scale[part], rows, columns)
+        weight = float_weight(codes[part], scale[part], rows, columns, code)
         if step is None:
             return dense_matmul(inputs, weight)
         return exact_product(inputs, step, weight)
@@ -47,7 +52,12 @@ def block_product(
 
 
 def why_no_tiles(
-    inputs: Tensor, step: Tensor | None, codes: Tensor, scale: Tensor, base: Tensor | None
+    inputs: Tensor,
+    step: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    base: Tensor | None,
+    code: str = "e2m1",
 ) -> str | None:
     """Return why the Triton kernels do not take these arguments."""
     read = (inputs, codes, scale, *(side for side in (step, base) if side is not None))
@@ -56,6 +66,12 @@ def why_no_tiles(
     if step is not None and step.dtype != torch.float32:
         return f"takes steps in float32, got {step.dtype}"
     return None if inputs.numel() and codes.numel() else "takes at least one row"
+
+
+def _in_eight_bits(inputs: Tensor, step: Tensor | None) -> bool:
+    """Return whether to multiply in 8 bits: not for float32, whose digits the sums would lose."""
+    rounded = step is not None and inputs.dtype != torch.float32
+    return rounded and _multiplies_eight_bits(inputs.device)
 
 
 @functools.cache
@@ -260,21 +276,26 @@ def _has_whole_words(columns: int, group_size: int) -> bool:
 
 
 def tile_product(
-    inputs: Tensor, step: Tensor | None, codes: Tensor, scale: Tensor, base: Tensor | None
+    inputs: Tensor,
+    step: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    base: Tensor | None,
+    code: str = "e2m1",
 ) -> Tensor:
     """Return ``t x Ŵᵀ`` by Triton: words of codes times one row of inputs, tiles times more."""
-    code = code_of(codes)
+    numbers = CODES[code]
     (rows, columns), (features, groups) = inputs.shape, scale.shape
     group_size = columns // groups
     sizes = {"rows": rows, "features": features, "columns": columns}
     small = rows == 1 and _has_whole_words(columns, group_size)
-    options = options_of(f"fp{code.bits}_{'gemv' if small else 'tile'}", inputs.device, **sizes)
+    options = options_of(f"fp{numbers.bits}_{'gemv' if small else 'tile'}", inputs.device, **sizes)
     width = options["BLOCK_K"] = min(options["BLOCK_K"], power_of_two(columns))
     split = cdiv(columns, width) if small else options["SPLIT"]
     outputs = partial_outputs(inputs, features, split)
-    read = (inputs, step, codes.view(torch.uint8), scale, base, outputs)
+    read = (inputs, step, codes, scale, base, outputs)
     widths = (columns, features, group_size, codes.shape[1])
-    fields = {"BITS": code.bits, "M": code.mantissa_bits}
+    fields = {"BITS": numbers.bits, "M": numbers.mantissa_bits}
     if small:
         launch(
             _float_gemv_kernel,
@@ -284,13 +305,13 @@ def tile_product(
             **{**fields, **options},
         )
     else:
-        eight = step is not None and _multiplies_eight_bits(inputs.device)
+        eight = _in_eight_bits(inputs, step)
         options["BLOCK_K"] = max(32 if eight else 16, min(width, power_of_two(group_size)))
         launch(
             _float_tile_kernel,
             (cdiv(rows, options["BLOCK_M"]), cdiv(features, options["BLOCK_N"]), split),
             *(*read, rows, *widths),
-            **{"BYTES": group_size * code.bits % 8 == 0, "EIGHT": eight},
+            **{"BYTES": group_size * numbers.bits % 8 == 0, "EIGHT": eight},
             **{"PER_ROW": step is not None and step.numel() > 1},
             **{**fields, **options},
         )

@@ -26,7 +26,7 @@ class FloatCode:
         bits: Bits of a code, 4 or 8.
         mantissa_bits: M.
         largest: The largest number.
-        dtype: How torch calls it; uint8 where two codes share a byte, the first the lower half.
+        dtype: How torch calls it; uint8 where two codes share a byte.
     """
 
     name: str
@@ -51,10 +51,13 @@ class FloatCode:
         return inside.div_(step).round_().mul_(step)
 
     def pack(self, points: Tensor) -> Tensor:
-        """Return the codes (out, ceil(in·bits/8)) of numbers of the code (out, in), fp32."""
+        """Return the codes (out, ceil(in·bits/8)) uint8 of numbers (out, in) fp32.
+
+        The first of two that share a byte is in its lower half.
+        """
         unsigned = points + 0.0  # which makes −0 a 0
         if self.bits == 8:
-            return unsigned.to(self.dtype)
+            return unsigned.to(self.dtype).view(torch.uint8)
         # The exponents of float32 begin 2^(bias − 127) below: with that factor, fields agree.
         field = unsigned.mul_(2.0 ** (self.bias - 127)).view(torch.int32)
         sign = (field >> (32 - self.bits)) & (1 << (self.bits - 1))
@@ -64,7 +67,7 @@ class FloatCode:
     def unpack(self, codes: Tensor, columns: int) -> Tensor:
         """Return the numbers (out, columns) fp32 of what :meth:`pack` returns."""
         if self.bits == 8:
-            return codes.to(torch.float32)
+            return codes.view(self.dtype).to(torch.float32)
         table = _pairs().to(codes.device)
         pairs = table.index_select(0, codes.flatten().to(torch.int32))
         return pairs.view(len(codes), -1)[:, :columns]
@@ -90,11 +93,6 @@ def _pairs() -> Tensor:
     return torch.stack([levels[byte & 15], levels[byte >> 4]], dim=1)
 
 
-def code_of(codes: Tensor) -> FloatCode:
-    """Return what the codes of a stored tensor are, told by its dtype."""
-    return next(code for code in CODES.values() if code.dtype == codes.dtype)
-
-
 def group_steps(scale: Tensor, base: Tensor | None) -> Tensor:
     """Return what the numbers of each group are multiplied by, (out, groups) fp32, exactly.
 
@@ -109,15 +107,18 @@ def group_steps(scale: Tensor, base: Tensor | None) -> Tensor:
     return steps if base is None else steps * base
 
 
-def float_weight(codes: Tensor, scale: Tensor, base: Tensor | None, columns: int) -> Tensor:
+def float_weight(
+    codes: Tensor, scale: Tensor, base: Tensor | None, columns: int, code: str
+) -> Tensor:
     """Return ``step · number``, (out, columns) fp32, exactly.
 
     Args:
-        codes: (out, ceil(columns/2)) uint8 of E2M1, or (out, columns) of a float8 dtype.
+        codes: (out, ceil(columns·bits/8)) uint8.
         scale: As :func:`group_steps` takes it; ``columns / groups`` consecutive inputs a group.
         base: As :func:`group_steps` takes it.
         columns: Inputs of a row.
+        code: A key of ``CODES``.
     """
-    points = code_of(codes).unpack(codes, columns)
+    points = CODES[code].unpack(codes, columns)
     grouped = points.reshape(len(codes), scale.shape[1], -1)
     return (grouped * group_steps(scale, base)[..., None]).view(len(codes), columns)

@@ -26,7 +26,8 @@ def fp4_matmul(
     Returns:
         (rows, out) in the dtype of the inputs.
     """
-    return exact_product(inputs, step, float_weight(codes, scale, base, inputs.shape[1]))
+    weight = float_weight(codes, scale, base, inputs.shape[1], "e2m1")
+    return exact_product(inputs, step, weight)
 
 
 @fp4_matmul.operator

@@ -10,7 +10,12 @@ from autocomp.kernels.float_codes import float_weight
 
 @operation
 def fp8_matmul(
-    inputs: Tensor, step: Tensor | None, codes: Tensor, scale: Tensor, base: Tensor | None
+    inputs: Tensor,
+    step: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    base: Tensor | None,
+    code: str,
 ) -> Tensor:
     """Multiply by a weight of 8-bit floats: ``y = t x Ŵᵀ``, ``Ŵ = base · scale · number``.
 
@@ -18,35 +23,52 @@ def fp8_matmul(
         inputs: x (rows, in) of a floating dtype. With a step they are numbers of E4M3, which half
             precision holds exactly, and may be multiplied in 8 bits.
         step: t (rows, 1) or (1,) fp32, what the inputs are multiplied by; ``None`` is 1.
-        codes: (out, in) float8_e4m3fn or float8_e5m2, without NaN and infinity.
+        codes: (out, in) uint8, none of them NaN or infinity.
         scale: (out, groups) float16, or uint8: powers of two, ``2^(byte − 127)``; ``in / groups``
             consecutive inputs a group.
         base: (out, 1) float16, a factor of each row; ``None`` is 1.
+        code: ``e4m3`` or ``e5m2``.
 
     Returns:
         (rows, out) in the dtype of the inputs.
     """
-    return exact_product(inputs, step, float_weight(codes, scale, base, inputs.shape[1]))
+    weight = float_weight(codes, scale, base, inputs.shape[1], code)
+    return exact_product(inputs, step, weight)
 
 
 @fp8_matmul.operator
 def _shape(
-    inputs: Tensor, step: Tensor | None, codes: Tensor, scale: Tensor, base: Tensor | None
+    inputs: Tensor,
+    step: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    base: Tensor | None,
+    code: str,
 ) -> Tensor:
     return inputs.new_empty((inputs.shape[0], codes.shape[0]))
 
 
 @fp8_matmul.backend("blocks", priority=1)
 def _blocks(
-    inputs: Tensor, step: Tensor | None, codes: Tensor, scale: Tensor, base: Tensor | None
+    inputs: Tensor,
+    step: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    base: Tensor | None,
+    code: str,
 ) -> Tensor:
     """Decode a block of rows of the weight, multiply by it, forget it."""
-    return block_product(inputs, step, codes, scale, base)
+    return block_product(inputs, step, codes, scale, base, code)
 
 
 @triton_backend(fp8_matmul, rule="contiguous tensors", check=why_no_tiles)
 def _triton(
-    inputs: Tensor, step: Tensor | None, codes: Tensor, scale: Tensor, base: Tensor | None
+    inputs: Tensor,
+    step: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    base: Tensor | None,
+    code: str,
 ) -> Tensor:
     """Multiply 8-bit floats as they are where inputs are such, elsewhere as halves."""
-    return tile_product(inputs, step, codes, scale, base)
+    return tile_product(inputs, step, codes, scale, base, code)

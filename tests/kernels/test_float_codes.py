@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from autocomp.kernels.float_codes import CODES, code_of, float_weight, group_steps
+from autocomp.kernels.float_codes import CODES, float_weight, group_steps
 
 EIGHT = [CODES["e4m3"], CODES["e5m2"]]
 
@@ -24,8 +24,7 @@ def test_numbers_stay_and_come_back(code):
     assert float(found[-1]) == code.largest
     assert torch.equal(code.nearest(found), found)
     packed = code.pack(found[None])
-    assert packed.dtype == code.dtype
-    assert code_of(packed) is code
+    assert packed.dtype == torch.uint8
     assert packed.shape == (1, math.ceil(len(found) * code.bits / 8))
     assert torch.equal(code.unpack(packed, len(found))[0], found)
 
@@ -65,5 +64,5 @@ def test_scales_are_numbers_or_powers_of_two():
     assert group_steps(scale, None).tolist() == [[0.5, 8.0]]
     assert group_steps(scale, base).tolist() == [[1.5, 24.0]]
     codes = CODES["e2m1"].pack(torch.tensor([[1.5, 6.0, -2.0, 0.5]]))
-    assert float_weight(codes, scale, base, 4).tolist() == [[2.25, 9.0, -48.0, 12.0]]
-    assert float_weight(codes, scale[:, :1].half(), None, 4)[0, 0] == 189.0
+    assert float_weight(codes, scale, base, 4, "e2m1").tolist() == [[2.25, 9.0, -48.0, 12.0]]
+    assert float_weight(codes, scale[:, :1].half(), None, 4, "e2m1")[0, 0] == 189.0
