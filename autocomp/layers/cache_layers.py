@@ -2,7 +2,7 @@
 
 Two ways with the same numbers. :class:`CompressedLayer` keeps stored tokens decoded and works with
 any attention. :class:`PackedLayer` keeps them in few bits: decoding reads the codes themselves, by
-:func:`~autocomp.kernels.kv_attention.kv_attention`, so the memory is saved. What ``update`` of a
+the operation ``kv_attention``, so the memory is saved. What ``update`` of a
 cache returns is dense, which for all tokens would take that memory again; a packed layer returns
 the latest ones alone, and the attention registered here asks the layer for the rest.
 """
@@ -19,10 +19,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from autocomp.core.errors import UnsupportedError
-from autocomp.core.registry import METHODS
-from autocomp.kernels._op import REFERENCE
-from autocomp.kernels.kv_attention import Stored, kv_attention
+from autocomp.core.registry import KERNELS, METHODS
 from autocomp.models.attention import PACKED, Attended
+
+Stored = Any
+"""Keys or values in few bits, of :mod:`autocomp.kernels.kv_attention`: a named tuple of tensors
+(batch, kv heads, …) codes, scale and low, and of bits."""
 
 
 class CompressedLayer(DynamicLayer):
@@ -156,7 +158,8 @@ class PackedLayer(CompressedLayer):
         usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)
         if query.shape[-2] == 1 and attention_mask is None and usual:
             latest = found.latest_keys.contiguous(), found.latest_values.contiguous()
-            output = kv_attention(query[..., 0, :].contiguous(), found.keys, found.values, *latest)
+            vector = query[..., 0, :].contiguous()
+            output = KERNELS["kv_attention"](vector, found.keys, found.values, *latest)
             return output[:, None], None
         keys, values = self._dense(found)
         return sdpa_attention_forward(module, query, keys, values, attention_mask, **options)
@@ -217,7 +220,8 @@ class PackedLayer(CompressedLayer):
         """Change every tensor."""
         self.keys, self.values = change(self.keys), change(self.values)
         keys, values = (
-            stored and Stored(*map(change, stored[:3]), stored.bits) for stored in self.packed
+            stored and type(stored)(*map(change, stored[:3]), stored.bits)
+            for stored in self.packed
         )
         self.packed = (keys, values)
 
@@ -227,7 +231,7 @@ def _joined(held: Stored | None, new: Stored, dim: int) -> Stored:
     if held is None:
         return new
     parts = (torch.cat(pair, dim=dim) for pair in zip(held[:3], new[:3], strict=True))
-    return Stored(*parts, new.bits)
+    return type(new)(*parts, new.bits)
 
 
 def packs(model: Any, spec: Any) -> str | None:
@@ -245,10 +249,10 @@ def packs(model: Any, spec: Any) -> str | None:
     if model.config._attn_implementation not in ("sdpa", PACKED):
         return f"the model attends through {model.config._attn_implementation!r}"
     probe = torch.empty(1, 1, 16, dtype=model.dtype, device=model.device)
-    reasons = kv_attention.explain(probe, None, None, probe[None], probe[None])
-    if all(reason for name, reason in reasons.items() if name != REFERENCE):
-        return "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)
-    return None
+    kernel = KERNELS["kv_attention"]
+    reasons = kernel.explain(probe, None, None, probe[None], probe[None])
+    lacking = [f"{name}: {reasons[name]}" for name in kernel.names[:-1] if reasons[name]]
+    return "; ".join(lacking) if len(lacking) == len(kernel.names) - 1 else None
 
 
 def _attend(
