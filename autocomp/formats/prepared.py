@@ -18,6 +18,8 @@ from autocomp.formats.base import (
     joined,
     within,
 )
+from autocomp.formats.float import Float
+from autocomp.formats.float_input import RoundFloatInput
 from autocomp.formats.leaf import GridLeaf
 from autocomp.formats.round_regular import RoundRegular
 from autocomp.formats.steps import RoundInput, Step, step_from_json
@@ -114,9 +116,12 @@ class Prepared(Format):
         return self.input.apply(inputs, within(tensors, "input"))
 
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Multiply prepared inputs (rows, in); in integers where both sides are 8-bit codes."""
+        """Multiply prepared inputs (rows, in); as codes where both sides are, of one kind."""
         inner = within(tensors, "inner")
         activation = self.activation
+        if isinstance(activation, RoundFloatInput) and isinstance(self.inner, Float):
+            points, step = activation.points(self._stepped(tensors, inputs))
+            return self.inner.product(inner, points.to(inputs.dtype), step)
         if self._is_int8 and isinstance(activation, RoundRegular):
             stepped = self._stepped(tensors, inputs)
             return int8_outlier_matmul(

@@ -25,6 +25,7 @@ from autocomp.layers.cache_layers import (
     PackedLayer,
     packs,
 )
+from autocomp.models.arguments import CACHE_NAMES, cache_argument
 from autocomp.models.attention import PACKED, cache_spec, compressing, set_cache_spec
 
 
@@ -46,10 +47,6 @@ def set_cache_specs(model: nn.Module, sketch: Sketch, plan: Plan) -> int:
             changed += cache_spec(attention) != spec
             set_cache_spec(attention, spec)
     return changed
-
-
-CACHE_NAMES = ("cache", "past_key_values")
-"""What the argument is called, in transformers from 5.24 on and before."""
 
 
 def install_generation_cache(model: PreTrainedModel) -> None:
@@ -75,9 +72,9 @@ def _provide_cache(
     specs = {index: cache_spec(attention) for index, attention in attentions.items()}
     parameters = signature(module.forward).parameters
     given = dict(zip(parameters, args, strict=False)) | kwargs
-    name = next((name for name in CACHE_NAMES if given.get(name) is not None), None)
-    name = name or next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[-1])
-    cache, use = given.get(name), given.get("use_cache")
+    named = [given.pop(name, None) for name in CACHE_NAMES]
+    cache = next((value for value in named if value is not None), None)
+    use = given.get("use_cache")
     if cache is None and (module.config.use_cache if use is None else use):
         cache = DynamicCache(config=module.config)
     if not specs or cache is None:
@@ -88,7 +85,7 @@ def _provide_cache(
     packed = any(isinstance(cache.layers[index], PackedLayer) for index in attentions)
     if packed and module.config._attn_implementation != PACKED:
         module.set_attn_implementation(PACKED)
-    return (), given | {name: cache}
+    return (), given | {cache_argument(module): cache}
 
 
 def _take_cache_away(module: PreTrainedModel, *_: Any) -> None:

@@ -66,7 +66,7 @@ def fold(
         done |= divided[0]
         others |= divided[1]
         for name in readers:
-            done[name] = _without_input(done[name])
+            done[name] = without_input(done[name])
             layers[name] = replace(layers[name], input=replace(layers[name].input, folded=True))
     return replace(plan, layers=layers), done, others
 
@@ -145,7 +145,7 @@ def _is_close(rounded: Tensor, exact: Tensor) -> bool:
     return bool(((rounded.float() - exact).abs() <= LARGEST_ERROR * exact.abs()).all())
 
 
-def _without_input(weight: CompressedWeight) -> CompressedWeight:
+def without_input(weight: CompressedWeight) -> CompressedWeight:
     """Return a prepared weight without its input step."""
     layout = weight.layout
     assert isinstance(layout, Prepared)

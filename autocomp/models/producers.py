@@ -1,20 +1,23 @@
-"""What makes the inputs of linears, so that a scale of their channels can be folded into it.
+"""What makes the inputs of linears, so that a scale or an order of channels can be folded into it.
 
 A linear that reads ``x`` computes the same from ``x / s`` once its columns are multiplied by
 ``s``. The division costs nothing where whatever makes ``x`` can be divided instead: the weight and
 bias of a norm, or the rows and biases of a linear whose outputs reach ``x`` channel by channel,
 times something that does not depend on them. That is ``v_proj`` in front of an attention's last
 linear, ``up_proj`` in a gated MLP, and ``fc1`` in front of a ReLU; it is neither ``gate_proj`` nor
-``fc1`` in front of a GELU.
+``fc1`` in front of a GELU. An order of the channels inside an MLP costs nothing where the rows of
+all linears in front of its last one take it.
 
 Nothing here goes by names. Which values make which channels is read off a model that is given
 single tokens, where attention returns the values as they are. Then every claim is tried on the
-model with scales that are powers of two: a right one leaves all logits as they were, to the bit.
+model, with scales that are powers of two or a random order: a right one leaves all logits as they
+were, to the bit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,9 +35,10 @@ SIGNATURE_TOKENS = 16
 class Producer:
     """What makes the input of some linears.
 
-    Channel ``j`` of the input is proportional to row ``rows[j]`` of the producer: dividing that
-    row by ``s > 0``, and its bias with it, divides the channel by ``s``. Channels that come from
-    one row (heads that share keys and values) share its scale.
+    Channel ``j`` of the input is made by row ``rows[j]`` of the producer. In :func:`producers` it
+    is proportional to it: dividing that row by ``s > 0``, and its bias with it, divides the
+    channel by ``s``. Channels that come from one row (heads that share keys and values) share its
+    scale.
 
     Args:
         name: Module name.
@@ -65,13 +69,41 @@ def producers(parts: Structure) -> dict[str, Producer]:
         absent: what a GELU makes, and the final norm's output under a tied head.
     """
     claims: dict[str, list[Producer]] = {}
-    for label, claim in (*_norms(parts), *_values(parts), *_inner(parts)):
+    inner = (claim for mlp in parts.mlp_names for claim in _inner(parts, mlp))
+    for label, claim in (*_norms(parts), *_values(parts), *inner):
         claims.setdefault(_role(label), []).append(claim)
     reads, expected = parts.reads(), _logits(parts)
     found: dict[str, Producer] = {}
     for group in claims.values():
-        if torch.equal(_logits(parts, group), expected):
+        if torch.equal(_logits(parts, _scaled(parts, group)), expected):
             found |= {reads[reader]: claim for claim in group for reader in claim.readers}
+    return found
+
+
+@torch.no_grad()
+def row_makers(parts: Structure) -> dict[str, tuple[Producer, ...]]:
+    """Return the linears in front of each MLP's last one, which together make its input.
+
+    Channel ``j`` of the input is made by row ``rows[j]`` of each of them, and by no other: where
+    the rows of all are put in another order, so are the channels.
+
+    Args:
+        parts: A model with weights, in evaluation mode and without bypasses.
+
+    Returns:
+        By the input's name (``Site.reads``); a linear that is several in one is there as often.
+        Inputs that are not made so are absent.
+    """
+    claims: dict[str, list[tuple[Producer, ...]]] = {}
+    for mlp in parts.mlp_names:
+        makers = tuple(claim for _, claim in _inner(parts, mlp))
+        claims.setdefault(_role(mlp), []).append(makers)
+    reads, expected = parts.reads(), _logits(parts)
+    found: dict[str, tuple[Producer, ...]] = {}
+    for group in claims.values():
+        made = [makers for makers in group if makers]
+        if torch.equal(_logits(parts, _moved(made)), expected):
+            found |= {reads[makers[0].readers[0]]: makers for makers in made}
     return found
 
 
@@ -146,19 +178,18 @@ def _signatures(rows: Tensor) -> list[bytes]:
     return [channel.numpy().tobytes() for channel in rows[:, 0].float().cpu().T.contiguous()]
 
 
-def _inner(parts: Structure) -> Iterator[tuple[str, Producer]]:
+def _inner(parts: Structure, mlp: str) -> Iterator[tuple[str, Producer]]:
     """Yield every way in which rows of an MLP's linear can be its inner channels, one by one.
 
     A linear with several times as many rows is several linears in one, such as gate and up.
     """
-    for mlp in parts.mlp_names:
-        *readers, writer = parts.linears(mlp)
-        width = get_weight(parts.model, writer).shape[1]
-        for reader in readers:
-            height = get_weight(parts.model, reader).shape[0]
-            for start in range(0, height - width + 1, width):
-                rows = torch.arange(start, start + width)
-                yield f"{reader}@{start}", _linear(parts, reader, rows, writer)
+    *readers, writer = parts.linears(mlp)
+    width = get_weight(parts.model, writer).shape[1]
+    for reader in readers:
+        height = get_weight(parts.model, reader).shape[0]
+        for start in range(0, height - width + 1, width):
+            rows = torch.arange(start, start + width)
+            yield f"{reader}@{start}", _linear(parts, reader, rows, writer)
 
 
 def _linear(parts: Structure, name: str, rows: Tensor, writer: str) -> Producer:
@@ -172,33 +203,78 @@ def _role(label: str) -> str:
     return ".".join(part for part in label.split(".") if not part.isdigit())
 
 
-def _logits(parts: Structure, scaled: Sequence[Producer] = ()) -> Tensor:
-    """Return logits of a few tokens, inputs multiplied where they are made and divided when read.
+@dataclass(frozen=True)
+class _Change:
+    """A claim put to the test: outputs are changed where they are made, and back where read.
 
     Args:
-        parts: The model.
-        scaled: Where; by 1, 2 or 4 at random, row by row.
+        name: The module whose outputs change.
+        made: Changes its outputs.
+        readers: The linears that read them.
+        read: Changes the inputs of these back.
     """
-    generator = torch.Generator().manual_seed(0)
+
+    name: str
+    made: Callable[[Tensor], Tensor]
+    readers: tuple[str, ...]
+    read: Callable[[Tensor], Tensor]
+
+
+def _logits(parts: Structure, changes: Iterable[_Change] = ()) -> Tensor:
+    """Return logits of a few tokens under changes."""
     with ExitStack() as hooks:
-        for producer in scaled:
-            module: Any = parts.get(producer.name)
-            scale = torch.ones(get_weight(parts.model, producer.name).shape[0])
-            used = producer.rows.unique()
-            scale[used] = 2.0 ** torch.randint(3, (len(used),), generator=generator)
-            hooks.enter_context(module.register_forward_hook(_multiplies(scale)))
-            for reader in producer.readers:
-                divides = _divides(scale[producer.rows])
-                hooks.enter_context(parts.get(reader).register_forward_pre_hook(divides))
+        for change in changes:
+            module: Any = parts.get(change.name)
+            hooks.enter_context(module.register_forward_hook(_after(change.made)))
+            for reader in change.readers:
+                module = parts.get(reader)
+                hooks.enter_context(module.register_forward_pre_hook(_before(change.read)))
         logits: Tensor = parts.model(input_ids=probe_tokens(parts), use_cache=False).logits
     return logits
 
 
-def _multiplies(scale: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """Return a hook that multiplies outputs."""
-    return lambda _, __, output: output * scale.to(output)
+def _scaled(parts: Structure, claims: Iterable[Producer]) -> Iterator[_Change]:
+    """Yield a multiplication by 1, 2 or 4 at random, row by row, for each claim."""
+    generator = torch.Generator().manual_seed(0)
+    for claim in claims:
+        scale = torch.ones(get_weight(parts.model, claim.name).shape[0])
+        used = claim.rows.unique()
+        scale[used] = 2.0 ** torch.randint(3, (len(used),), generator=generator)
+        back = 1 / scale[claim.rows]
+        made, read = partial(_multiplied, by=scale), partial(_multiplied, by=back)
+        yield _Change(claim.name, made, claim.readers, read)
 
 
-def _divides(scale: Tensor) -> Callable[[nn.Module, Any], tuple[Tensor, ...]]:
-    """Return a hook that divides inputs."""
-    return lambda _, args: (args[0] / scale.to(args[0]), *args[1:])
+def _moved(claims: Iterable[Sequence[Producer]]) -> Iterator[_Change]:
+    """Yield a random order of the channels, in all linears that make them, for each claim."""
+    generator = torch.Generator().manual_seed(0)
+    for makers in claims:
+        order = torch.randperm(len(makers[0].rows), generator=generator)
+        for place, maker in enumerate(makers):
+            yield _Change(
+                maker.name,
+                partial(_permuted, rows=maker.rows, order=order),
+                () if place else maker.readers,
+                partial(_permuted, rows=torch.arange(len(order)), order=order.argsort()),
+            )
+
+
+def _multiplied(values: Tensor, by: Tensor) -> Tensor:
+    """Return values (…, n) times a vector (n,)."""
+    return values * by.to(values)
+
+
+def _permuted(values: Tensor, rows: Tensor, order: Tensor) -> Tensor:
+    """Return values (…, n) with those of ``rows`` (m,) in another order (m,)."""
+    rows = rows.to(values.device)
+    return values.index_copy(-1, rows, values[..., rows[order.to(values.device)]])
+
+
+def _after(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """Return a hook that changes outputs."""
+    return lambda _, __, output: change(output)
+
+
+def _before(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any], tuple[Tensor, ...]]:
+    """Return a hook that changes inputs."""
+    return lambda _, args: (change(args[0]), *args[1:])

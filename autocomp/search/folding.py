@@ -1,4 +1,4 @@
-"""Input scales in a finish: fitted so that they can be folded, then folded."""
+"""Input scales and orders in a finish: fitted so that they can be folded, then folded."""
 
 from torch import Tensor
 
@@ -8,7 +8,8 @@ from autocomp.core.spec import DENSE, InputSpec
 from autocomp.core.stats import Stats
 from autocomp.formats.base import CompressedWeight
 from autocomp.layers.fold import fold
-from autocomp.models.producers import producers
+from autocomp.layers.fold_order import fold_orders
+from autocomp.models.producers import producers, row_makers
 from autocomp.search.workbench import Workbench
 
 
@@ -41,7 +42,7 @@ def shared_step(
 def folded(
     bench: Workbench, plan: Plan, weights: dict[str, CompressedWeight]
 ) -> tuple[Plan, dict[str, CompressedWeight], dict[str, Tensor]]:
-    """Return a finished plan and its weights with all scales folded that can be.
+    """Return a finished plan and its weights with all scales and orders folded that can be.
 
     Args:
         bench: The loaded base model; the live one is restored.
@@ -55,4 +56,5 @@ def folded(
         return plan, weights, {}
     state = bench.loaded.model.state_dict()
     rest = {name: state[name] for name in bench.sketch.rest}
-    return fold(plan, bench.sketch, producers(bench.layout), weights, rest)
+    plan, weights, rest = fold(plan, bench.sketch, producers(bench.layout), weights, rest)
+    return fold_orders(plan, row_makers(bench.layout), weights, rest)

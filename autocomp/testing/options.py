@@ -29,6 +29,13 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "ladder": ("-s75", "-s50", "-s25"),
         "refused": ("-2:5",),
     },
+    "wanda": {
+        "valid": ("-s50", "-s33.3-variant", "-2:4", "-1:8"),
+        "column": ("-s50", "-s50-variant"),
+        "identity": ("-4:4",),
+        "ladder": ("-s75", "-s50", "-s25"),
+        "refused": ("-2:5",),
+    },
     "esparse": {
         "valid": ("-s50", "-2:4", "-1:8-a0.5", "-s33.3-a0"),
         "column": ("-s50",),
@@ -114,10 +121,27 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "column": ("-w4", "-w2-single"),
         "ladder": ("-w2", "-w3", "-w4"),
     },
+    "fp": {
+        "valid": ("-w4g8", "-w8", "-w4g16-m1", "-w8g8-m2", "-w8-e5m2"),
+        "column": ("-w4", "-w8-m2"),
+        "ladder": ("-w4", "-w4g8", "-w8g8"),
+        "refused": ("-w4g5", "-w8g64-m1"),
+    },
+    "zqfp": {
+        "valid": ("-w4g8", "-w8", "-w4g16-m1", "-w4g8-m2"),
+        "column": ("-w4", "-w8-m2"),
+        "ladder": ("-w4", "-w4g8", "-w8g8"),
+        "refused": ("-w4g5", "-w8g64-m1"),
+    },
     "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
     "rotation": {
         "valid": ("-hadamard", "-orthogonal", "-full-rescaled", "-hadamard-s7"),
         "column": ("-hadamard", "-orthogonal"),
+    },
+    "fpabsmax": {
+        "valid": ("-a8", "-a4"),
+        "column": ("-a8", "-a4"),
+        "ladder": ("-a4", "-a8"),
     },
     "absmax": {
         "valid": ("-a8", "-a6", "-a4-tensor"),
@@ -144,5 +168,5 @@ PARTNERS = {
     "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
     "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),
     "residual": ("gptq-w3g8+{}", "wanda-s50+{}", "wanda-2:4+rtn-w4+{}"),
-    "activation": ("svd-r8+rtn-w8+{}", "wanda-s50+gptq-w4+{}"),
+    "activation": ("svd-r8+rtn-w8+{}", "wanda-s50+gptq-w4+{}", "zqfp-w4g8-m2+lorc-r4+{}"),
 }

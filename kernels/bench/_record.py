@@ -35,6 +35,9 @@ POINTERS = {
     torch.int64: "*i64",
     torch.float8_e4m3fn: "*fp8e4nv",
 }
+MULTIPLY_EIGHT_BITS = ("sm_90",)
+"""Targets with products of E4M3; others take what a launch asks for in half precision."""
+
 FOLDER = Path(__file__).parent
 
 
@@ -86,6 +89,8 @@ def compiled(launch: Launch, target: str) -> Compiled:
             attributes |= {(place,): [["tt.divisibility", 16]]} if aligned else {}
     for name in names[len(launch.arguments) :]:
         types[name], constants[name] = "constexpr", launch.options[name]
+    if target not in MULTIPLY_EIGHT_BITS and constants.get("EIGHT"):
+        constants["EIGHT"] = False
     options = {key: value for key, value in launch.options.items() if key not in names}
     source = ASTSource(launch.kernel, types, constants, attributes)
     found = triton.compile(source, target=TARGETS[target], options=options)

@@ -159,7 +159,12 @@ def unit_vectors(values: tl.tensor, columns: tl.tensor, BITS: tl.constexpr) -> t
     """
     bit = columns % (4 if BITS == 8 else 8) * BITS
     shift = tl.where(bit + BITS <= 32, bit, bit - 8 * (BITS - 4))
-    values *= tl.exp2(-shift.to(tl.float32))
+    return apart(values * tl.exp2(-shift.to(tl.float32)), BITS)
+
+
+@jit
+def apart(values: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
+    """Return the values (k,) of each place of a unit, a tuple of (units,)."""
     even, odd = tl.split(tl.reshape(values, (values.shape[0] // 2, 2)))
     even, even2 = tl.split(tl.reshape(even, (even.shape[0] // 2, 2)))
     odd, odd2 = tl.split(tl.reshape(odd, (odd.shape[0] // 2, 2)))

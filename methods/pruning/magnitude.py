@@ -29,7 +29,10 @@ class Magnitude(MaskMethod):
     summary: ClassVar[str] = "keep the largest weights of the matrix, no calibration"
     reference: ClassVar[str] = "https://arxiv.org/abs/1506.02626"
     needs: ClassVar[frozenset[Needs]] = frozenset()
-    by_row: ClassVar[bool] = False
+
+    def by_row(self, spec: MagnitudeSpec) -> bool:
+        """Return ``False``: the smallest of the whole matrix go."""
+        return False
 
     def score(self, weight: Tensor, spec: MagnitudeSpec, stats: Stats | None) -> Tensor:
         """Return ``|w|`` (out, in); ``stats`` is not used."""

@@ -65,7 +65,9 @@ class Shuffle:
     score among the others of a pattern in a row, an input of score c adds ``max(0, c − t)``.
 
     The paper has no public code and leaves open how its local step exchanges channels. The order
-    is stored, two bytes an input, whatever the mask, and it is each linear's own.
+    is stored, two bytes an input, whatever the mask, and it is each linear's own. A finish folds
+    that of an MLP's last linear into the rows in front, where that is exact (``layers.fold_order``
+    says why elsewhere it is not).
 
     Reference:
         Li et al. 2023, E-Sparse: Boosting the Large Language Model Inference through Entropy-based

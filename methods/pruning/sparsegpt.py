@@ -59,11 +59,11 @@ class SparseGpt(MaskMethod):
         score = weight.abs() / (factor.lower * factor.pivots).norm(dim=1)
         return score.masked_fill_(factor.dead, 0.0)
 
-    def dropped(self, sparsity: float, shape: tuple[int, int]) -> int:
+    def dropped(self, spec: SparseGptSpec, shape: tuple[int, int]) -> int:
         """Return ``Σ ⌊out·width·s⌋`` over the strips of 128 columns."""
         out_features, in_features = shape
         widths = (min(STRIP, in_features - start) for start in range(0, in_features, STRIP))
-        return sum(removed(out_features * width, sparsity) for width in widths)
+        return sum(removed(out_features * width, spec.sparsity) for width in widths)
 
     def layout(
         self, spec: MaskSpec, shape: tuple[int, int], dtype: str, grid: Grid | None = None

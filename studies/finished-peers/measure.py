@@ -50,12 +50,10 @@ def workbench(asked: argparse.Namespace, listener: Any) -> Workbench:
 
 
 def write_windows(bench: Workbench, folder: Path) -> None:
-    """Write the calibration windows, (n, 512), and their text for a peer that reads text."""
+    """Write the calibration windows, (n, 512), for the peers."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = bench.calibration.input_ids.reshape(-1, TUNED)
     save_tensors(folder / "windows.safetensors", {"input_ids": ids})
-    texts = [{"text": bench.loaded.tokenizer.decode(row)} for row in ids]
-    (folder / "calibration.json").write_text(json.dumps(texts), encoding="utf-8")
 
 
 def mean_bits(bench: Workbench, plan: Plan) -> float:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 # It keeps scores by settings, not by model: a fresh folder, so that nothing is read from before.
 os.environ["AR_AUTO_SCHEME_CACHE"] = tempfile.mkdtemp()
 
-from auto_round import AutoRound, AutoScheme
+from auto_round import AutoRound, AutoScheme, calib_dataset
 from auto_round.schemes import QuantizationScheme
 
 GROUP = 64
@@ -44,15 +44,12 @@ def main() -> None:
     windows = load_file(asked.folder / "windows.safetensors")["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(asked.model)
     tokenizer = AutoTokenizer.from_pretrained(asked.model)
+    # It takes the name of a dataset alone where it scores: this is the only way to given tokens.
+    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in windows]
+    calib_dataset.get_dataset = lambda *settings: rows[: settings[-1]]
     begun, cpu = time.perf_counter(), time.process_time()
-    texts = f"{asked.folder / 'calibration.json'}:concat=True"
     if asked.bits:
-        how = {
-            "bits": asked.bits,
-            "group_size": GROUP,
-            "sym": False,
-            "dataset": list(windows.split(asked.windows)),
-        }
+        how = {"bits": asked.bits, "group_size": GROUP, "sym": False}
     else:
         options = [QuantizationScheme(bits=b, group_size=GROUP, sym=False) for b in LEVELS]
         how = {
@@ -61,14 +58,16 @@ def main() -> None:
                 options=options,
                 nsamples=asked.scored_windows,
                 seqlen=windows.shape[1],
-                dataset=texts,
                 batch_size=1,
-            ),
-            "dataset": texts,  # it takes no tokens here
+                enable_torch_compile=False,
+                low_gpu_mem_usage=False,
+                low_cpu_mem_usage=False,
+            )
         }
     rounder = AutoRound(
         model,
         tokenizer,
+        dataset="given",
         iters=asked.steps,
         batch_size=asked.windows,
         nsamples=len(windows),

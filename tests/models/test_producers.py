@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
 from autocomp.models import get_weight, load, set_weight, structure
-from autocomp.models.producers import Producer, producers
+from autocomp.models.producers import Producer, producers, row_makers
 from autocomp.models.structure import Structure
 from autocomp.models.tiny import FAMILIES, tiny
 
@@ -137,3 +137,28 @@ def test_a_norm_that_the_residual_stream_reads_too_does_not_fold() -> None:
     for name in parts.mlp_names:
         parts.get(name).register_forward_hook(lambda _, args, output: output + args[0])
     assert whole.keys() - producers(parts).keys() == {f"{name}.in" for name in parts.mlp_names}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_make_an_mlps_channels_move_together(family: str, tmp_path: Path) -> None:
+    """Each weight moved as a whole: as with hooks, but in the weights and through the biases."""
+    parts = parts_of(family, tmp_path)
+    expected, found = parts.model(TOKENS).logits, row_makers(parts)
+    reads = parts.reads()
+    assert found.keys() == {reads[parts.linears(mlp)[-1]] for mlp in parts.mlp_names}
+    for makers in found.values():
+        (writer,) = {reader for maker in makers for reader in maker.readers}
+        width = get_weight(parts.model, writer).shape[1]
+        order = torch.randperm(width, generator=torch.Generator().manual_seed(1))
+        for maker in makers:
+            rows = torch.arange(get_weight(parts.model, maker.name).shape[0])
+            rows[maker.rows] = maker.rows[order]
+            weight = get_weight(parts.model, maker.name)
+            set_weight(parts.model, maker.name, weight[rows].clone())
+            if maker.has_bias:
+                bias = parts.get(maker.name).bias
+                bias.copy_(bias[rows].clone())
+        moved = get_weight(parts.model, writer)[:, order].clone()
+        set_weight(parts.model, writer, moved)
+    logits = parts.model(TOKENS).logits
+    assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()

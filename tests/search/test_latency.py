@@ -1,6 +1,7 @@
 """A search under a limit of measured milliseconds, end to end, and its study priced anew."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def config(model: Path, **changes: object) -> StudyConfig:
         "search.finish": "none",
     }
     return load_config(None, settings | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the device that is made up here from other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOCOMP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")

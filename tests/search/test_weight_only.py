@@ -34,6 +34,8 @@ METHOD_BITS = (
     ("spqr-w3-o1", 0),
     ("hqq", 3),
     ("nf", 4),
+    ("fp", 8),
+    ("zqfp-w4g16-m2", 0),
 )
 
 

@@ -3,6 +3,7 @@ from itertools import combinations
 import pytest
 import torch
 
+from autocomp.core.errors import PlanError
 from autocomp.core.stats import Stats
 from autocomp.methods.pruning.magnitude import Magnitude, MagnitudeSpec
 from autocomp.methods.pruning.wanda import Wanda, WandaSpec
@@ -73,3 +74,42 @@ def test_pattern_depends_only_on_ratios_within_a_group():
     scaled = Stats(norms=stats.norms * factors)
     assert torch.equal(mask(weight, stats, "wanda-2:4"), mask(weight, scaled, "wanda-2:4"))
     assert not torch.equal(mask(weight, stats), mask(weight, scaled))
+
+
+def bisected(score, sparsity):
+    """Return the keep-mask that the published bisection of α comes to."""
+    ordered, index = score.double().sort(dim=1, stable=True)
+    reached, total = ordered.cumsum(dim=1), score.double().sum(dim=1, keepdim=True)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        alpha = (low + high) / 2
+        gone = reached <= alpha * total
+        low, high = (low, alpha) if gone.double().mean() > sparsity else (alpha, high)
+    keep = torch.ones_like(score, dtype=torch.bool)
+    return keep.scatter(1, index, ~(reached <= low * total))
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
+def test_variant_takes_one_share_of_every_rows_sum(sparsity):
+    weight, stats = site()
+    weight = weight.abs() ** torch.linspace(0.2, 3, len(weight))[:, None] * weight.sign()
+    spec = WandaSpec(sparsity, variant=True)
+    keep = Wanda().mask(weight, spec, stats)
+    assert int((~keep).sum()) == int(weight.numel() * sparsity)
+    assert torch.equal(keep, bisected(weight.abs() * stats.norms, sparsity))
+    assert len(keep.sum(dim=1).unique()) > 4, "rows differ"
+
+
+def test_variant_drops_what_costs_nothing_first():
+    weight, stats = site()
+    weight[0] = 0
+    weight[:, 5] = 0
+    keep = mask(weight, stats, "wanda-s10-variant")
+    assert not keep[0].any()
+    assert not keep[:, 5].any()
+
+
+def test_variant_is_for_a_sparsity():
+    assert WandaSpec.parse("wanda-s62.5-variant").token() == "wanda-s62.5-variant"
+    with pytest.raises(PlanError, match="not for 2:4"):
+        WandaSpec.parse("wanda-2:4-variant")
