@@ -91,7 +91,7 @@ def _provide_cache(
 def _take_cache_away(module: PreTrainedModel, *_: Any) -> None:
     """Leave the cache to whoever called."""
     for attention in compressing(module):
-        attention.cache_layer = None
+        attention.cache_layer = None  # type: ignore[assignment]
 
 
 def _compress_layers(cache: Any, specs: Mapping[Any, Any], model: PreTrainedModel) -> None:
