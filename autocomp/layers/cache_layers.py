@@ -2,9 +2,9 @@
 
 Two ways with the same numbers. :class:`CompressedLayer` keeps stored tokens decoded and works with
 any attention. :class:`PackedLayer` keeps them in few bits: decoding reads the codes themselves, by
-the operation ``kv_attention``, so the memory is saved. What ``update`` of a cache returns is dense,
-which for all tokens would take that memory again; a packed layer returns the latest ones alone,
-and the attention registered here asks the layer for the rest.
+the operation ``kv_attention``, so the memory is saved. What ``update`` of a cache returns is
+dense, which for all tokens would take that memory again; a packed layer returns the latest ones
+alone, and the attention registered here asks the layer for the rest.
 """
 
 import math

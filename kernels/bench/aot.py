@@ -88,8 +88,8 @@ def summary(rows: Iterable[Row]) -> Iterator[str]:
         if inputs == "fp16" and not re.search(r"\b(?!1 rows)\d+ rows", str(case)):
             line = cells.setdefault((str(name), str(case), str(ratio)), {})
             line[str(target)] = f"{registers} / {int(shared) / 1024:g} / {spills} / {wide}"
-    yield "One row of inputs in fp16; a cell is registers / shared KiB / spills / 16-byte loads, an"
-    yield "empty one was not compiled."
+    yield "One row of inputs in fp16. A cell is registers / shared KiB / spills / 16-byte loads;"
+    yield "an empty one was not compiled."
     yield f"Written by `make kernels-aot` with Triton {triton.__version__}; all cases: `aot.csv`."
     yield ""
     yield f"| operation | case | {' | '.join(TARGETS)} | moved / floor |"
