@@ -1,28 +1,32 @@
 """The key/value cache of ``generate`` for attentions whose keys and values are compressed.
 
-As a method says it would be in packed storage: new tokens attend to themselves and each other as
-they were made, and to earlier ones as they are stored; then what is due is stored. Stored tokens
-are kept decoded, so this shows the quality of a compressed cache, not its size.
+As a method says: new tokens attend to themselves and each other as they were made, and to earlier
+ones as they are stored; then what is due is stored. Where a kernel attends to codes they are kept
+packed, elsewhere decoded (:mod:`autocomp.layers.cache_layers`).
 
 The same, for all tokens of a text at once, is :mod:`autocomp.models.attention`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from autocomp.core.errors import UnsupportedError
 from autocomp.core.plan import Plan
-from autocomp.core.registry import METHODS
 from autocomp.core.sketch import Sketch
 from autocomp.cost.bytes import is_bypassed
+from autocomp.layers.cache_layers import (
+    CompressedLayer,
+    CompressedSlidingLayer,
+    PackedLayer,
+    packs,
+)
 from autocomp.models.arguments import CACHE_NAMES, cache_argument
-from autocomp.models.attention import cache_spec, compressing, set_cache_spec
+from autocomp.models.attention import PACKED, cache_spec, compressing, set_cache_spec
 
 
 def set_cache_specs(model: nn.Module, sketch: Sketch, plan: Plan) -> int:
@@ -45,69 +49,6 @@ def set_cache_specs(model: nn.Module, sketch: Sketch, plan: Plan) -> int:
     return changed
 
 
-class CompressedLayer(DynamicLayer):
-    """The keys and values of one attention, (batch, kv heads, tokens, width).
-
-    Args:
-        spec: How they are stored.
-        options: Of the base class.
-    """
-
-    keys: Tensor
-    values: Tensor
-    is_croppable = False
-
-    def __init__(self, spec: Any, **options: Any) -> None:
-        super().__init__(**options)
-        self.spec = spec
-        self.method = METHODS[spec.method]()
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Start empty."""
-        super().lazy_initialization(key_states, value_states)
-        self.stored = (0, 0)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append tokens, return what they attend to, then store what is due."""
-        attended = super().update(key_states, value_states, *args, **kwargs)
-        due = self.method.stored(self.spec, self.get_seq_length())
-        self.keys = self._store(self.keys, self.method.keys, self.stored[0], due[0])
-        self.values = self._store(self.values, self.method.values, self.stored[1], due[1])
-        self.stored = due
-        return attended
-
-    def _store(
-        self, held: Tensor, rounded: Callable[[Any, Tensor], Tensor], start: int, stop: int
-    ) -> Tensor:
-        """Return the tokens that are held with those from ``start`` to ``stop`` stored."""
-        if start == stop:
-            return held
-        before, due, after = held.tensor_split((start, stop), dim=-2)
-        return torch.cat([before, rounded(self.spec, due), after], dim=-2)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: what was stored in blocks cannot be taken back token by token."""
-        if tokens_to_remove:
-            raise _no_way_back(self.spec)
-
-    def activate_past_recording(self) -> None:
-        """Refuse, as :meth:`crop` does."""
-        raise _no_way_back(self.spec)
-
-
-class CompressedSlidingLayer(CompressedLayer, DynamicSlidingWindowLayer):
-    """The same behind a sliding window.
-
-    Tokens that the window has left behind are kept, as a block is stored when it is complete.
-    """
-
-    def __init__(self, spec: Any, sliding_window: int) -> None:
-        super().__init__(spec, sliding_window=sliding_window)
-        self.record_past = True
-
-
 def install_generation_cache(model: PreTrainedModel) -> None:
     """Give a model that is told to use a cache the one that its cache specs describe.
 
@@ -120,13 +61,15 @@ def install_generation_cache(model: PreTrainedModel) -> None:
     """
     for module in (model, model.base_model):
         module.register_forward_pre_hook(_provide_cache, with_kwargs=True)
+        module.register_forward_hook(_take_cache_away, always_call=True)
 
 
 def _provide_cache(
     module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Put the compressed layers into the cache of a forward pass, made here if there is none."""
-    specs = {attention.layer_idx: cache_spec(attention) for attention in compressing(module)}
+    attentions = {attention.layer_idx: attention for attention in compressing(module)}
+    specs = {index: cache_spec(attention) for index, attention in attentions.items()}
     parameters = signature(module.forward).parameters
     given = dict(zip(parameters, args, strict=False)) | kwargs
     named = [given.pop(name, None) for name in CACHE_NAMES]
@@ -136,16 +79,28 @@ def _provide_cache(
         cache = DynamicCache(config=module.config)
     if not specs or cache is None:
         return None
-    _compress_layers(cache, specs)
+    _compress_layers(cache, specs, module)
+    for index, attention in attentions.items():
+        attention.cache_layer = cache.layers[index]
+    packed = any(isinstance(cache.layers[index], PackedLayer) for index in attentions)
+    if packed and module.config._attn_implementation != PACKED:
+        module.set_attn_implementation(PACKED)
     return (), given | {cache_argument(module): cache}
 
 
-def _compress_layers(cache: Any, specs: Mapping[Any, Any]) -> None:
+def _take_cache_away(module: PreTrainedModel, *_: Any) -> None:
+    """Leave the cache to whoever called."""
+    for attention in compressing(module):
+        attention.cache_layer = None  # type: ignore[assignment]
+
+
+def _compress_layers(cache: Any, specs: Mapping[Any, Any], model: PreTrainedModel) -> None:
     """Replace the empty layers of a cache, in place.
 
     Args:
         cache: Of transformers.
         specs: By index of the layer.
+        model: What uses it.
     """
     if not isinstance(cache, DynamicCache):
         raise UnsupportedError(
@@ -163,21 +118,15 @@ def _compress_layers(cache: Any, specs: Mapping[Any, Any]) -> None:
                 f"layer {index} of the cache holds {layer.get_seq_length()} tokens in full "
                 f"precision; {spec.token()} has to see a sequence from its start."
             )
-        cache.layers[index] = _compressed_layer(layer, spec)
+        cache.layers[index] = _compressed_layer(layer, spec, model)
 
 
-def _compressed_layer(layer: CacheLayerMixin, spec: Any) -> CompressedLayer:
+def _compressed_layer(
+    layer: CacheLayerMixin, spec: Any, model: PreTrainedModel
+) -> CompressedLayer:
     """Return the compressed counterpart of an empty layer."""
     if type(layer) is DynamicLayer:
-        return CompressedLayer(spec)
+        return CompressedLayer(spec) if packs(model, spec) else PackedLayer(spec)
     if type(layer) is DynamicSlidingWindowLayer:
         return CompressedSlidingLayer(spec, sliding_window=layer.sliding_window)
     raise UnsupportedError(f"{spec.token()} cannot store the layers of {type(layer).__name__}.")
-
-
-def _no_way_back(spec: Any) -> UnsupportedError:
-    """Return the error of decoding that takes tokens back."""
-    return UnsupportedError(
-        f"assisted decoding takes tokens back from the cache, which {spec.token()} cannot. "
-        "Generate without an assistant."
-    )

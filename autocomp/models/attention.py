@@ -26,6 +26,10 @@ from autocomp.core.registry import METHODS
 from autocomp.core.spec import Spec
 
 DECODE = "autocomp_decode"
+PACKED = "autocomp_packed"
+"""Names of attentions: of an evaluation, and of generation with a packed cache, which otherwise
+is PyTorch's fused one."""
+
 CHUNK_TOKENS = 128
 
 Attended = tuple[Tensor, None]
@@ -63,7 +67,7 @@ def decode_attention(model: PreTrainedModel) -> Iterator[None]:
     if before == DECODE or not compressing(model):
         yield
         return
-    if before == "sdpa":
+    if before in ("sdpa", PACKED):
         model.set_attn_implementation(DECODE)
     if model.config._attn_implementation != DECODE:
         raise UnsupportedError(

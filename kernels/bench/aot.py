@@ -13,10 +13,10 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import ModuleType
 
@@ -48,34 +48,36 @@ MAIN = FEW[-1].name
 Row = tuple[str | int, ...]
 
 
-def chosen(bench: ModuleType, quick: bool) -> Iterator[tuple[str, Case]]:
-    """Iterate over the cases of a bench file and the dtypes of their inputs."""
-    few = list(bench.cases("meta", True))
-    yield from (("fp16", case) for case in (few if quick else few[:1]))
-    for name, dtype in () if quick else DTYPES.items():
-        large = [case for case in bench.cases("meta", False, dtype) if case.label.startswith(MAIN)]
-        seen = set()
-        for case in large or bench.cases("meta", True, dtype):
-            found = re.search(r"\d+ rows", case.label)
-            rows = found.group() if found else ""
-            every = name == "fp16" and rows in ("", "1 rows")
-            known = name == "fp16" and case.label == few[0].label
-            if (every or rows not in seen) and not known:
-                yield name, case
-            seen.add(rows)
+def chosen(bench: ModuleType, quick: bool, dtype: str) -> Iterator[Case]:
+    """Iterate over the cases of a bench file with inputs of a dtype."""
+    if quick:
+        yield from bench.cases("meta", True) if dtype == "fp16" else ()
+        return
+    found = list(bench.cases("meta", False, DTYPES[dtype]))
+    large = [case for case in found if case.label.startswith(MAIN)]
+    seen = set()
+    for case in large or bench.cases("meta", True, DTYPES[dtype]):
+        match = re.search(r"\d+ rows", case.label)
+        rows = match.group() if match else ""
+        if rows not in seen or (dtype == "fp16" and rows in ("", "1 rows")):
+            yield case
+        seen.add(rows)
+    if large and dtype == "fp16":
+        yield next(case for case in found if case.label.startswith(FEW[0].name))
 
 
-def table(quick: bool, first: bool, targets: Iterable[str], name: str) -> list[Row]:
-    """Return the rows of one operation."""
-    bench, rows = bench_files()[name], []
-    for inputs, case in islice(chosen(bench, quick), 1 if first else None):
-        for launch in launches(name, case):
-            kernel = launch.kernel.__name__
+def table(quick: bool, first: bool, targets: Sequence[str], task: tuple[str, str]) -> list[Row]:
+    """Return the rows of one operation and dtype; say each as it is known."""
+    (dtype, name), rows = task, []
+    bench = bench_files()[name]
+    for case in islice(chosen(bench, quick, dtype), 1 if first else None):
+        for launch, target in product(launches(name, case), targets):
             ratio = bench.traffic(launch) / case.floor_bytes
-            for target in targets:
-                found = compiled(launch, target)
-                numbers = (found.registers, found.shared_bytes, found.spills, found.wide_loads)
-                rows.append((name, case.label, inputs, kernel, target, *numbers, f"{ratio:.3f}"))
+            found = compiled(launch, target)
+            numbers = (found.registers, found.shared_bytes, found.spills, found.wide_loads)
+            kernel = launch.kernel.__name__
+            rows.append((name, case.label, dtype, kernel, target, *numbers, f"{ratio:.3f}"))
+            print(" | ".join(map(str, rows[-1])), flush=True)
     return rows
 
 
@@ -86,7 +88,8 @@ def summary(rows: Iterable[Row]) -> Iterator[str]:
         if inputs == "fp16" and not re.search(r"\b(?!1 rows)\d+ rows", str(case)):
             line = cells.setdefault((str(name), str(case), str(ratio)), {})
             line[str(target)] = f"{registers} / {int(shared) / 1024:g} / {spills} / {wide}"
-    yield "One row of inputs in fp16; a cell is registers / shared KiB / spills / 16-byte loads."
+    yield "One row of inputs in fp16. A cell is registers / shared KiB / spills / 16-byte loads;"
+    yield "an empty one was not compiled."
     yield f"Written by `make kernels-aot` with Triton {triton.__version__}; all cases: `aot.csv`."
     yield ""
     yield f"| operation | case | {' | '.join(TARGETS)} | moved / floor |"
@@ -113,9 +116,10 @@ def main() -> int:
     of = partial(table, arguments.quick, arguments.first, arguments.targets)
     rows: list[Row] = []
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        for found in map(of, names) if arguments.jobs == 1 else pool.map(of, names):
+        each = map if arguments.jobs == 1 else pool.map
+        for found in each(of, product(DTYPES, names)):
             rows += found
-            print("\n".join(" | ".join(map(str, row)) for row in found), flush=True)
+    rows.sort(key=lambda row: names.index(str(row[0])))
     if arguments.csv:
         with arguments.csv.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])

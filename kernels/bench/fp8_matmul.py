@@ -9,14 +9,14 @@ from fp4_matmul import traffic
 __all__ = ["cases", "traffic"]
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode (1 and 16 rows) and prefill (512)."""
     for shape in FEW if quick else SHAPES:
         numbers = values(shape.features, shape.columns, device=device).to(torch.float8_e4m3fn)
         weight = numbers.view(torch.uint8)
         scale = values(shape.features, 1, device=device).abs() / 10
         for rows in (1, 16) if quick else (1, 16, 512):
-            inputs = values(rows, shape.columns, device=device)
+            inputs = values(rows, shape.columns, device=device, dtype=dtype)
             step = values(rows, 1, device=device, dtype=torch.float32).abs()
             eight = inputs.to(torch.float8_e4m3fn).to(inputs.dtype)
             for kind, arguments in (

@@ -32,7 +32,8 @@ class Flat:
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[list[Any], dict[str, Any]]:
         """Return plain arguments, by position and by name."""
-        placed, named = [], {}
+        placed: list[Any] = []
+        named: dict[str, Any] = {}
         for kind, value in zip(self.kinds.values(), args, strict=False):
             placed.extend(_parts(kind, value))
         for name, value in kwargs.items():

@@ -207,21 +207,9 @@ def _triton(inputs: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None
     """Look sums of signs up for one row, decode signs on the way for more."""
     (rows, columns), (features, bits, row_bytes) = inputs.shape, planes.shape
     groups = scale.shape[1]
-    sizes = {"rows": rows, "features": features, "columns": columns}
     if rows == 1 and has_whole_groups(columns, columns // groups):
-        options = options_of("lut_gemm_table", inputs.device, **sizes)
-        width = options["BLOCK_K"] = min(options["BLOCK_K"], power_of_two(columns))
-        split = cdiv(columns, width)
-        outputs = partial_outputs(inputs, features, split)
-        launch(
-            _table_kernel,
-            (cdiv(features, options["BLOCK_N"] * options["SHARE"]), split),
-            *(inputs, planes, scale, offset, outputs),
-            *(columns, features, columns // groups, row_bytes),
-            **{"BITS": bits, "GROUP": min(width, power_of_two(columns // groups))},
-            **options,
-        )
-        return outputs.sum(dim=0).to(inputs.dtype) if split > 1 else outputs[0]
+        return _looked_up(inputs, planes, scale, offset)
+    sizes = {"rows": rows, "features": features, "columns": columns}
     options = options_of("lut_gemm", inputs.device, **sizes)
     options["BLOCK_M"] = block_rows(rows, options["BLOCK_M"])
     options |= block_columns(columns // groups, options["BLOCK_K"])
@@ -234,3 +222,21 @@ def _triton(inputs: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None
         **options,
     )
     return outputs
+
+
+def _looked_up(inputs: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Return the product of one row of inputs, (1, out)."""
+    columns, (features, bits, row_bytes) = inputs.shape[1], planes.shape
+    group_size = columns // scale.shape[1]
+    options = options_of("lut_gemm_table", inputs.device, features=features, columns=columns)
+    width = options["BLOCK_K"] = min(options["BLOCK_K"], power_of_two(columns))
+    split = cdiv(columns, width)
+    outputs = partial_outputs(inputs, features, split)
+    launch(
+        _table_kernel,
+        (cdiv(features, options["BLOCK_N"] * options["SHARE"]), split),
+        *(inputs, planes, scale, offset, outputs, columns, features, group_size, row_bytes),
+        **{"BITS": bits, "GROUP": min(width, power_of_two(group_size))},
+        **options,
+    )
+    return outputs.sum(dim=0).to(inputs.dtype) if split > 1 else outputs[0]

@@ -68,7 +68,7 @@ def nm_matmul(
     Returns:
         (rows, out) in the dtype of the inputs.
     """
-    keep = nm_mask(index, *pattern, inputs.shape[1])
+    keep = nm_mask(index, pattern[0], pattern[1], inputs.shape[1])
     return dense_matmul.reference(inputs, masked_weight(keep, values, scale, zero, bits))
 
 
@@ -100,7 +100,7 @@ def _blocks(
     kept = columns // pattern[1] * pattern[0]
 
     def multiply(part: slice) -> Tensor:
-        keep = nm_mask(index[part], *pattern, columns)
+        keep = nm_mask(index[part], pattern[0], pattern[1], columns)
         weight = masked_rows(keep, part.start * kept, part, (values, scale, zero, bits))
         return dense_matmul(inputs, weight)
 

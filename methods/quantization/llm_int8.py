@@ -27,6 +27,7 @@ class LlmInt8Spec:
 
     method: ClassVar[str] = "llmint8"
     slot: ClassVar[str] = "activation"
+    bits: ClassVar[int] = 8
 
     threshold: int = 6
 
@@ -80,5 +81,5 @@ class LlmInt8:
     def fit(
         self, readers: Sequence[Reader], spec: LlmInt8Spec, stats: Stats | None
     ) -> dict[str, Tensor]:
-        """Return no tensors."""
+        """Return nothing to store."""
         return {}
