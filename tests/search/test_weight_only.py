@@ -1,5 +1,7 @@
 """Every weight-only quantizer from a token to a native folder that loads and computes the same."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,6 +15,7 @@ from autocomp.core.registry import METHODS
 from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.cost.bytes import weight_bytes
 from autocomp.export import export_model
+from autocomp.layers.native import read_plan
 from autocomp.models import sketch_of
 from autocomp.search import estimate
 from autocomp.search.run import compress_uniform
@@ -35,6 +38,11 @@ METHOD_BITS = (
     ("hqq", 3),
     ("nf", 4),
 )
+
+
+def unfolded(spec):
+    """Return the spec that a finish was given, whose input step it may have folded."""
+    return spec if spec.input is None else replace(spec, input=replace(spec.input, folded=False))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,9 @@ def test_compress_and_reload(settings, method, bits, tmp_path):
     )
     sketch, spec = sketch_of(settings.model), LayerSpec.parse(token)
     plan = Plan({s.name: spec if s.kind == "linear" else DENSE for s in sketch.sites})
-    assert (folder / "model.safetensors").stat().st_size == weight_bytes(sketch, plan)
+    found = read_plan(folder)
+    assert (folder / "model.safetensors").stat().st_size == weight_bytes(sketch, found)
+    assert {name: unfolded(spec) for name, spec in found.layers.items()} == dict(plan.layers)
 
     export_model(folder, tmp_path / "again")
     packed = autocomp.load(folder, dtype=torch.float32)(TOKENS).logits
@@ -113,12 +123,18 @@ def test_k_means_is_counted_in_the_estimate(settings):
 def test_passes_and_gradient_statistics_are_counted_in_the_estimate(settings, monkeypatch):
     site = next(site for site in sketch_of(settings.model).sites if site.kind == "linear")
     speed = estimate._Speed(body=1e6, single=1e6, steps=1e5)
-    one, half_quadratic, planes, clipped = (
+    one, *more = (
         estimate._solve_seconds(site, LayerSpec.parse(token), speed)
-        for token in ("rtn-w4", "hqq-w4", "lutgemm-w4", "rtn-w4-mse")
+        for token in (
+            "rtn-w4",
+            "hqq-w4",
+            "lutgemm-w4",
+            "rtn-w4-mse",
+            "wanda-2:4",
+            "shuffle+wanda-2:4+dsnot+rtn-w4",
+        )
     )
-    ratios = half_quadratic / one, planes / one, clipped / one
-    assert ratios == pytest.approx((20, 60, 80))
+    assert [seconds / one for seconds in more] == pytest.approx((20, 60, 80, 5, 60 + 5 + 20 + 1))
     monkeypatch.setattr(estimate, "_measure_speed", lambda device: speed)
     minutes = []
     for token in ("nf-w3", "squeezellm-w3"):
