@@ -90,7 +90,8 @@ bench-gpu: links
 
 # Every kernel compiled for A100, H100 and MI300, without a GPU; fails if one spills registers.
 kernels-aot: setup
-	$(BIN)/python kernels/bench/aot.py --quick --csv kernels/bench/aot.csv
+	$(BIN)/python kernels/bench/aot.py --jobs 2 --csv kernels/bench/aot.csv \
+	  --markdown kernels/bench/aot.md
 
 clean:
 	rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

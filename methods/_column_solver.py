@@ -21,6 +21,7 @@ from torch import Tensor
 from autocomp.core.errors import PlanError
 from autocomp.core.spec import MaskSpec
 from autocomp.core.stats import Stats
+from autocomp.methods._float import FloatGrid
 from autocomp.methods._hessian import cholesky, require
 from autocomp.methods._masks import drop_smallest, removed
 from autocomp.methods._uniform import AffineGrid
@@ -188,7 +189,7 @@ def solve_columns(
     *,
     keep: Tensor | None = None,
     prune: MaskSpec | None = None,
-    grid: AffineGrid | GroupFit | None = None,
+    grid: AffineGrid | FloatGrid | GroupFit | None = None,
     spare: Tensor | None = None,
     strip: int = STRIP,
 ) -> Solved:
@@ -206,7 +207,8 @@ def solve_columns(
             far: with an exact count a strip over all rows, or N:M (which asks for the natural
             order).
         grid: Static grids, all taken of the original weight; or how they are taken on the way,
-            which asks for the natural order; ``None`` leaves values unrounded.
+            which asks for the natural order; ``None`` leaves values unrounded. Of floating-point
+            numbers only the rounded weight is returned, no codes.
         spare: (out, in) bool, weights that are rounded but lose nothing by it, since they are also
             stored apart; for rounded weights only.
         strip: Columns a strip; a multiple of ``prune.m``.
@@ -245,7 +247,7 @@ def round_columns(
 def _visit(
     work: "_Work",
     prune: MaskSpec | None,
-    grid: "AffineGrid | _Stacked | GroupFit | None",
+    grid: "AffineGrid | FloatGrid | _Stacked | GroupFit | None",
     strip: int,
 ) -> None:
     """Round and prune all columns."""
@@ -289,7 +291,7 @@ class _Work:
         factor: ColumnFactor,
         keep: Tensor | None,
         prune: MaskSpec | None,
-        grid: AffineGrid | _Stacked | GroupFit | None,
+        grid: AffineGrid | FloatGrid | _Stacked | GroupFit | None,
     ) -> None:
         self.factor = factor
         self.rounds = grid is not None
@@ -304,9 +306,10 @@ class _Work:
         self.values, self.errors = self.value.unbind(), self.error.unbind()
         self.masks = () if self.kept is None else self.kept.unbind()
         self.extra: Tensor | None = None
+        self.numbers = grid.numbers if isinstance(grid, FloatGrid) else None
         if grid is None:
             return
-        self.levels = grid.levels
+        self.levels = 0 if isinstance(grid, FloatGrid) else grid.levels  # floats have none
         self.rounded = torch.empty_like(self.value)
         self.steps = self.rounded.unbind()
         if isinstance(grid, GroupFit):
@@ -353,7 +356,9 @@ class _Work:
             return
         scale, low, high, lack = self.grids[self.groups[column]]
         step = torch.div(value, scale, out=self.steps[column])
-        if lack is None:
+        if self.numbers is not None:
+            step.copy_(self.numbers.nearest(step))
+        elif lack is None:
             step.round_().clamp_(low, high)
         else:
             step.add_(lack).round_().clamp_(low, high).sub_(lack)
@@ -373,7 +378,7 @@ class _Work:
             weight = self.rounded * self.scale[self.group]
             if self.extra is not None:
                 weight += self.extra
-            codes = self.codes()
+            codes = None if self.numbers is not None else self.codes()
         keep = None if self.kept is None else self._restore(self.kept).to(torch.bool)
         return Solved(self._restore(weight), codes, keep, loss)
 

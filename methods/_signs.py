@@ -44,7 +44,7 @@ def _alternate(
     scale = greedy(groups - offset[:, None], share, signs.shape[1])
     for _ in range(ROUNDS):
         codes = nearest_level(groups, scale @ signs.T + offset[:, None])
-        scale, offset = refitted(groups, share, codes, signs, with_offset)
+        scale, offset = refitted(groups, share, codes, signs, scale, with_offset)
     return scale, offset
 
 
@@ -62,22 +62,32 @@ def greedy(groups: Tensor, share: Tensor, bits: int) -> Tensor:
 
 
 def refitted(
-    groups: Tensor, share: Tensor, codes: Tensor, signs: Tensor, with_offset: bool
+    groups: Tensor,
+    share: Tensor,
+    codes: Tensor,
+    signs: Tensor,
+    current: Tensor,
+    with_offset: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the best scales (n, bits) and offset (n,) for given codes.
 
     ``α = (Bᵀ C B)⁻¹ Bᵀ C w`` from the weight and the sum of each code's numbers. A negative scale
     is a positive one with the signs of its plane turned, so scales are made positive; the codes
-    are chosen anew. Planes that are alike share their scale (a ridge of 1e-9 of the trace).
+    are chosen anew. Of scales that fit alike, since planes are alike, the nearest to the current
+    ones (n, bits) are taken (a ridge of 1e-9 of the trace): planes that once agree, as around a
+    single large number, so part again in the next round.
     """
     planes = signs.double()
+    start = current.double()
     if with_offset:
         planes = torch.cat([planes, planes.new_ones(len(planes), 1)], dim=1)
+        start = torch.nn.functional.pad(start, (0, 1))
     weight = planes.new_zeros(len(groups), len(planes)).scatter_add_(1, codes, share.double())
     moment = torch.zeros_like(weight).scatter_add_(1, codes, (share * groups).double())
     normal = torch.einsum("kp,nk,kq->npq", planes, weight, planes)
+    wanted = (moment @ planes + RIDGE * start)[..., None]
     normal += RIDGE * torch.eye(planes.shape[1], dtype=planes.dtype, device=planes.device)
-    found = torch.linalg.solve(normal, (moment @ planes)[..., None])[..., 0].float()
+    found = torch.linalg.solve(normal, wanted)[..., 0].float()
     bits = signs.shape[1]
     scale = found[:, :bits].abs().sort(dim=1, descending=True).values
     return scale, found[:, bits] if with_offset else torch.zeros_like(groups[:, 0])

@@ -119,13 +119,13 @@ class UniformMethod:
 
 def _affine(low: Tensor, high: Tensor, spec: UniformSpec) -> tuple[Tensor, Tensor]:
     """Return the float16 scale and the zero code of the ranges [low, high]."""
-    scale = _half_up((high - low) / (2**spec.bits - 1))
+    scale = round_up((high - low) / (2**spec.bits - 1))
     if spec.symmetric:
         return scale, torch.full_like(scale, 2 ** (spec.bits - 1), dtype=torch.uint8)
     return scale, (-low / scale.to(low.dtype)).round_().to(torch.uint8)
 
 
-def _half_up(scale: Tensor) -> Tensor:
+def round_up(scale: Tensor) -> Tensor:
     """Round positive numbers up to float16: the next float has the next bit pattern."""
     half = scale.to(torch.float16)
     bits = half.view(torch.int16) + (half.to(scale.dtype) < scale)

@@ -130,7 +130,7 @@ def _checked(weight: Tensor, spec: LayerSpec, stats: Stats | None) -> Tensor:
 def _finite(compressed: CompressedWeight, spec: LayerSpec) -> CompressedWeight:
     """Return a compressed weight unless a value does not fit its dtype."""
     for name, tensor in compressed.tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise NumericalError(
                 f"{spec.token()}: {name} does not fit the range of {tensor.dtype}."
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocomp.models.arguments import CACHE_NAMES
 from autocomp.models.structure import Structure
 from autocomp.models.wiring import trace
 
@@ -68,7 +69,7 @@ class BlockWalker:
                 self.model.base_model(input_ids=ids, use_cache=False)
             (hidden, *_), _ = calls[0]
             rest = [
-                (args[1:], {key: kwargs[key] for key in kwargs if key != "past_key_values"})
+                (args[1:], {key: kwargs[key] for key in kwargs if key not in CACHE_NAMES})
                 for args, kwargs in calls
             ]
             batches.append(Batch(hidden, rest))

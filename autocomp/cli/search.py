@@ -102,7 +102,7 @@ def report(info: FrontInfo) -> list[RenderableType]:
     if info.joint is not None:
         tables.append(
             f"front of {' × '.join(info.joint['reference'])}: {len(info.joint['trials'])} plans, "
-            f"hypervolume {info.joint['share']:.3f} of the box to the limits and worst baselines"
+            f"hypervolume {info.joint['share']:.3g} of the box to the limits and worst baselines"
         )
     tables += [render_efficiency(info.efficiency)] if info.efficiency else []
     return tables + ([render_timings(info.timings)] if info.timings else [])

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ from autocomp.cost.overhead import ModelRun, fit_overhead
 from autocomp.cost.times import DECODE, PREFILL, OpKey, OpTime, Overhead
 from autocomp.evaluate.forms import Forms
 from autocomp.evaluate.timing import REPEATS, WARM_UP, Call, Timing, interleaved
-from autocomp.layers.cache import CACHE_NAMES
 from autocomp.layers.native import load, native_sketch, read_plan, write_native
 from autocomp.models import LoadedModel
+from autocomp.models.arguments import cache_argument
 
 BYPASS = LayerSpec.parse("bypass")
 COSTS = {DECODE: DECODE_MS, PREFILL: PREFILL_MS}
@@ -243,14 +242,12 @@ def step(model: PreTrainedModel, workload: Workload, phase: str, repeats: int = 
         phase: ``decode`` or ``prefill``.
         repeats: Timed calls that are to come.
     """
-    parameters = signature(model.forward).parameters
-    name = next(name for name in CACHE_NAMES if name in parameters)
     shape = (workload.batch, workload.context)
     tokens = torch.randint(model.config.vocab_size, shape, device=model.device)
 
     def forward(ids: torch.Tensor, cache: DynamicCache) -> object:
-        options: dict[str, Any] = {name: cache, "use_cache": True, "logits_to_keep": 1}
-        return model(input_ids=ids, **options)
+        options: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
+        return model(input_ids=ids, **{cache_argument(model): cache}, **options)
 
     if phase == PREFILL:
         return lambda: forward(tokens, DynamicCache(config=model.config))

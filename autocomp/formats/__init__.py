@@ -7,6 +7,7 @@ FORMATS = {
     "codebook": "autocomp.formats.codebook:Codebook",
     "bcq": "autocomp.formats.bcq:Bcq",
     "normal_float": "autocomp.formats.normal_float:NormalFloat",
+    "float": "autocomp.formats.float:Float",
     "affine": "autocomp.formats.affine:Affine",
     "midrise": "autocomp.formats.midrise:Midrise",
     "bilevel": "autocomp.formats.bilevel:Bilevel",
@@ -27,4 +28,6 @@ STEPS = {
     "rotation": "autocomp.formats.steps:Rotation",
     "scaled-rotation": "autocomp.formats.steps:ScaledRotation",
     "round-input": "autocomp.formats.steps:RoundInput",
+    "round-float-input": "autocomp.formats.float_input:RoundFloatInput",
+    "round-regular": "autocomp.formats.round_regular:RoundRegular",
 }

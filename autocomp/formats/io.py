@@ -31,6 +31,8 @@ _DTYPES = {
     "bfloat16": "BF16",
     "float16": "F16",
     "int16": "I16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
     "int8": "I8",
     "uint8": "U8",
     "bool": "BOOL",

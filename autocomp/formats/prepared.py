@@ -18,10 +18,14 @@ from autocomp.formats.base import (
     joined,
     within,
 )
+from autocomp.formats.float import Float
+from autocomp.formats.float_input import RoundFloatInput
 from autocomp.formats.leaf import GridLeaf
+from autocomp.formats.round_regular import RoundRegular
 from autocomp.formats.steps import RoundInput, Step, step_from_json
 from autocomp.formats.uniform import Uniform
 from autocomp.kernels.int8_matmul import int8_matmul
+from autocomp.kernels.int8_outlier_matmul import int8_outlier_matmul
 from autocomp.kernels.quantize_activations import quantize_activations
 
 
@@ -112,25 +116,32 @@ class Prepared(Format):
         return self.input.apply(inputs, within(tensors, "input"))
 
     def matmul(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Multiply prepared inputs (rows, in); in integers where both sides are 8-bit codes."""
+        """Multiply prepared inputs (rows, in); as codes where both sides are, of one kind."""
         inner = within(tensors, "inner")
-        if isinstance(self.activation, RoundInput) and self._is_int8:
+        activation = self.activation
+        if isinstance(activation, RoundFloatInput) and isinstance(self.inner, Float):
+            points, step = activation.points(self._stepped(tensors, inputs))
+            return self.inner.product(inner, points.to(inputs.dtype), step)
+        if self._is_int8 and isinstance(activation, RoundRegular):
             stepped = self._stepped(tensors, inputs)
-            if self.activation.granularity == "token":
-                codes, step = quantize_activations(stepped, self.activation.bits)
+            return int8_outlier_matmul(
+                stepped, inner["codes"], inner["scale"], activation.threshold
+            )
+        if self._is_int8 and isinstance(activation, RoundInput) and activation.bits <= 8:
+            stepped = self._stepped(tensors, inputs)
+            if activation.granularity == "token":
+                codes, step = quantize_activations(stepped, activation.bits)
             else:
-                codes, step = self.activation.codes(stepped, within(tensors, "activation"))
+                codes, step = activation.codes(stepped, within(tensors, "activation"))
             return int8_matmul(codes.to(inputs.dtype), step, inner["codes"], inner["scale"])
         return self.inner.matmul(inner, self.prepare(tensors, inputs))
 
     @property
     def _is_int8(self) -> bool:
-        """Whether weight and inputs are symmetric 8-bit codes, the weight's with a scale a row."""
+        """Whether the weight is of symmetric 8-bit codes with a scale a row."""
         inner = self.inner
         return (
-            isinstance(self.activation, RoundInput)
-            and self.activation.bits <= 8
-            and isinstance(inner, Uniform)
+            isinstance(inner, Uniform)
             and (inner.bits, inner.symmetric) == (8, True)
             and inner.grid.groups(self.shape[1]) == 1
         )

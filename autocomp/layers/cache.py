@@ -21,6 +21,7 @@ from autocomp.core.plan import Plan
 from autocomp.core.registry import METHODS
 from autocomp.core.sketch import Sketch
 from autocomp.cost.bytes import is_bypassed
+from autocomp.models.arguments import CACHE_NAMES, cache_argument
 from autocomp.models.attention import cache_spec, compressing, set_cache_spec
 
 
@@ -107,10 +108,6 @@ class CompressedSlidingLayer(CompressedLayer, DynamicSlidingWindowLayer):
         self.record_past = True
 
 
-CACHE_NAMES = ("cache", "past_key_values")
-"""What the argument is called, in transformers from 5.24 on and before."""
-
-
 def install_generation_cache(model: PreTrainedModel) -> None:
     """Give a model that is told to use a cache the one that its cache specs describe.
 
@@ -132,15 +129,15 @@ def _provide_cache(
     specs = {attention.layer_idx: cache_spec(attention) for attention in compressing(module)}
     parameters = signature(module.forward).parameters
     given = dict(zip(parameters, args, strict=False)) | kwargs
-    name = next((name for name in CACHE_NAMES if given.get(name) is not None), None)
-    name = name or next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[-1])
-    cache, use = given.get(name), given.get("use_cache")
+    named = [given.pop(name, None) for name in CACHE_NAMES]
+    cache = next((value for value in named if value is not None), None)
+    use = given.get("use_cache")
     if cache is None and (module.config.use_cache if use is None else use):
         cache = DynamicCache(config=module.config)
     if not specs or cache is None:
         return None
     _compress_layers(cache, specs)
-    return (), given | {name: cache}
+    return (), given | {cache_argument(module): cache}
 
 
 def _compress_layers(cache: Any, specs: Mapping[Any, Any]) -> None:

@@ -18,6 +18,7 @@ import torch
 from accelerate.big_modeling import init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from autocomp.core.errors import ConfigError, PlanError, StoreError
 from autocomp.core.plan import PLAN_VERSION, Plan
@@ -262,7 +263,7 @@ def _plain_model(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Sha
         shapes = shapes_from_json(quantization.get(SHAPES, {}))
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        with init_empty_weights():
+        with init_empty_weights(), no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"cannot build a model from {folder}/config.json: {error}") from error

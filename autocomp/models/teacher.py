@@ -4,8 +4,9 @@ from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from autocomp.models.arguments import cache_argument
 from autocomp.models.device import bf16_products, body_dtype
 from autocomp.models.loading import LoadedModel, load
 from autocomp.models.sampling import invert_cumulative
@@ -74,12 +75,10 @@ class ModelTeacher:
             return self._continue(*doubled, temperature=temperature)[:1]
         vocabulary = self.vocabulary.to(self.device)
         written = [starts.to(self.device)]
-        cache = None
+        body = self._model.base_model
+        kept = {cache_argument(body): DynamicCache(config=body.config), "use_cache": True}
         for position in range(1, self.length):
-            output = self._model.base_model(
-                input_ids=written[-1][:, None], past_key_values=cache, use_cache=True
-            )
-            cache = output.past_key_values
+            output = body(input_ids=written[-1][:, None], **kept)
             with bf16_products(self.dtype):
                 logits = output.last_hidden_state[:, -1].float() @ self._head.T
             drawn = invert_cumulative(

@@ -28,6 +28,7 @@ from autocomp.formats.sum import Sum
 from autocomp.formats.uniform import Grid, Uniform
 from autocomp.formats.uniform_tensor import UniformTensor
 from autocomp.testing.nonuniform import MAKERS as NONUNIFORM
+from autocomp.testing.nonuniform import input_error, rounded_floats
 
 GRIDS = (
     Grid(2, 8),
@@ -100,18 +101,8 @@ def check_operands(example: Example) -> None:
         found = prepare(inputs.to(dtype)[None])
         assert found.dtype == dtype
         assert found.shape == (1, *inputs.shape)
-    allowed = 1e-5 * size + _input_error(example.weight, prepare(inputs))
+    allowed = 1e-5 * size + input_error(example.weight, prepare(inputs))
     assert bool(((prepare(inputs) @ weight.T - expected).abs() <= allowed).all())
-
-
-def _input_error(weight: CompressedWeight, rounded: Tensor) -> Tensor | float:
-    """Return how much rounding the inputs may change outputs: half a step of each input."""
-    rounding = getattr(weight.layout, "activation", None)
-    if rounding is None:
-        return 0.0
-    by_token = rounded.abs().amax(dim=-1, keepdim=True) / rounding.largest
-    step = weight.tensors.get("activation.scale", by_token)
-    return step / 2 * weight.operands().weight.abs().sum(dim=1)
 
 
 def check_matmul(example: Example) -> None:
@@ -135,7 +126,8 @@ def check_matmul(example: Example) -> None:
             assert torch.allclose(rows, example.dense[index], rtol=1e-5, atol=1e-5)
         again = layout.unsettle(settled)
         assert list(again) == list(stored)
-        assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+        for name, tensor in stored.items():  # to the bit
+            assert torch.equal(again[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
 
 def check_description(example: Example) -> None:
@@ -375,6 +367,7 @@ def _prepared(generator: Generator) -> Iterator[Example]:
             if rounding is not None:
                 plain = Prepared(shape, weight.layout, None, rounding)
                 yield Example(plain.pack(weight, {}, stored), dense)
+    yield from (Example(*pair) for pair in rounded_floats(generator))
 
 
 def _sum(generator: Generator) -> Iterator[Example]:

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from autocomp.kernels.bits import pack_bits
+from autocomp.kernels.float_codes import CODES, float_weight
 from autocomp.kernels.kv_attention import Stored
 from autocomp.kernels.low_rank_matmul import Packed
 
@@ -112,9 +113,43 @@ def _attention(dtype: torch.dtype, generator: Generator) -> Cases:
             yield Case((query, key, value, *(part.to(dtype) for part in latest)), size)
 
 
+def _float(names: tuple[str, ...], dtype: torch.dtype, generator: Generator) -> Cases:
+    """Scales of each kind, for any inputs and for inputs that are numbers of E4M3."""
+    for shape in SHAPES:
+        for groups in (1,) if shape[1] % 4 else (1, 2, 4):
+            for code in (CODES[name] for name in names):
+                points = code.nearest(torch.randn(shape, generator=generator) * code.largest / 4)
+                sides = shape[0], groups
+                unit = 2.0 ** -int(code.largest).bit_length()
+                real = ((torch.rand(sides, generator=generator) + 0.1) * unit).half()
+                byte = torch.randint(120, 130, sides, generator=generator).to(torch.uint8)
+                base = ((torch.rand(shape[0], 1, generator=generator) + 0.1) * unit).half()
+                codes = code.pack(points)
+                for scale, factor in ((real, None), (byte, base)):
+                    span = float_weight(codes, scale, factor, shape[1]).abs()
+                    for rows in ROWS:
+                        inputs = torch.randn(rows, shape[1], generator=generator)
+                        size = inputs.to(dtype).float().abs() @ span.T
+                        yield Case((inputs.to(dtype), None, codes, scale, factor), size)
+                        eight = CODES["e4m3"].nearest(inputs * 100)
+                        step = (torch.rand(rows, 1, generator=generator) + 0.5) / 100
+                        size = eight.abs() @ span.T * step
+                        yield Case((eight.to(dtype), step, codes, scale, factor), size)
+
+
+def _float4(dtype: torch.dtype, generator: Generator) -> Cases:
+    yield from _float(("e2m1",), dtype, generator)
+
+
+def _float8(dtype: torch.dtype, generator: Generator) -> Cases:
+    yield from _float(("e4m3", "e5m2"), dtype, generator)
+
+
 MAKERS: dict[str, Callable[[torch.dtype, Generator], Cases]] = {
     "codebook_matmul": _codebook,
     "dense_sparse_matmul": _dense_sparse,
+    "fp4_matmul": _float4,
+    "fp8_matmul": _float8,
     "int8_outlier_matmul": _int8_outlier,
     "kv_attention": _attention,
 }

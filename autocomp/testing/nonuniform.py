@@ -16,9 +16,13 @@ from autocomp.formats.bilevel import Bilevel, Statistic
 from autocomp.formats.bypass import Bypass
 from autocomp.formats.codebook import Codebook
 from autocomp.formats.columns import Columns
+from autocomp.formats.dense import Dense
+from autocomp.formats.float import SCALES, Float
+from autocomp.formats.float_input import RoundFloatInput
 from autocomp.formats.midrise import Midrise
 from autocomp.formats.normal_float import NormalFloat
 from autocomp.formats.outliers import Outliers
+from autocomp.formats.prepared import Prepared
 from autocomp.formats.steps import Rotation
 from autocomp.formats.turned import Turned
 from autocomp.formats.uniform_tensor import UniformTensor
@@ -113,6 +117,54 @@ def _midrise(generator: Generator) -> Pairs:
         yield one, (codes % 8 - 3.5) * scale[:1]
 
 
+def _float(generator: Generator) -> Pairs:
+    """Numbers are drawn as sign, exponent and mantissa; scales are worked out apart."""
+    for shape in SHAPES:
+        for code, exponents, mantissas in (("e2m1", 4, 2), ("e4m3", 15, 8), ("e5m2", 31, 4)):
+            for group, scales in zip((8, None, 12), SCALES, strict=True):
+                layout, size = Float(shape, code, group, scales), group or shape[1]
+                exponent = torch.randint(0, exponents, shape, generator=generator)
+                mantissa = torch.randint(0, mantissas, shape, generator=generator) / mantissas
+                sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+                power = 2.0 ** (exponent.clamp(min=1) - layout.numbers.bias)
+                points = sign * power * (mantissa + (exponent > 0))
+                sides = shape[0], shape[1] // size
+                byte = torch.randint(110, 140, sides, generator=generator).to(torch.uint8)
+                real = (torch.rand(sides, generator=generator) + 0.01).half()
+                base = (torch.rand((shape[0], 1), generator=generator) + 0.01).half()
+                stored = {"scale": real if scales == "real" else byte}
+                step = real.float() if scales == "real" else 2.0 ** (byte.float() - 127)
+                if scales == "relative":
+                    stored["base"], step = base, step * base
+                dense = points * step.repeat_interleave(size, dim=1)
+                yield layout.pack(dense, stored), dense
+
+
+def rounded_floats(generator: Generator) -> Pairs:
+    """Inputs of 4 and 8 bits, floating, before weights of such codes and before a dense one."""
+    weight = _sixteenths((7, 24), generator)
+    for inner, dense in (*_float(generator), (Dense((7, 24), "float16").pack(weight), weight)):
+        for bits in (4, 8):
+            shape = inner.layout.shape
+            layout = Prepared(shape, inner.layout, None, RoundFloatInput(shape[1], bits))
+            yield layout.pack(inner), dense
+
+
+def input_error(weight: CompressedWeight, rounded: Tensor) -> Tensor | float:
+    """Return how much rounding the inputs may change outputs: half a step of each input."""
+    rounding = getattr(weight.layout, "activation", None)
+    if rounding is None:
+        return 0.0
+    size = weight.operands().weight.abs()
+    if isinstance(rounding, RoundFloatInput):
+        points, unit = rounding.points(rounded)
+        power = points.abs().clamp_min(2.0 ** (1 - rounding.numbers.bias))
+        return unit * power * 2.0 ** -(1 + rounding.numbers.mantissa_bits) @ size.T
+    by_token = rounded.abs().amax(dim=-1, keepdim=True) / rounding.largest
+    step = weight.tensors.get("activation.scale", by_token)
+    return step / 2 * size.sum(dim=1)
+
+
 def _turned(generator: Generator) -> Pairs:
     """Of so many rows that a Hadamard matrix of them is exact."""
     for shape in ((16, 24), (16, 7)):
@@ -168,6 +220,7 @@ MAKERS: dict[str, Callable[[Generator], Pairs]] = {
     "outliers": _outliers,
     "affine": _affine,
     "midrise": _midrise,
+    "float": _float,
     "turned": _turned,
     "columns": _columns,
     "bypass": _bypass,

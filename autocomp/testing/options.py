@@ -121,16 +121,34 @@ OPTIONS: dict[type | str, dict[str, tuple[str, ...]]] = {
         "column": ("-w4", "-w2-single"),
         "ladder": ("-w2", "-w3", "-w4"),
     },
+    "fp": {
+        "valid": ("-w4g8", "-w8", "-w4g16-m1", "-w8g8-m2", "-w8-e5m2"),
+        "column": ("-w4", "-w8-m2"),
+        "ladder": ("-w4", "-w4g8", "-w8g8"),
+        "refused": ("-w4g5", "-w8g64-m1"),
+    },
+    "zqfp": {
+        "valid": ("-w4g8", "-w8", "-w4g16-m1", "-w4g8-m2"),
+        "column": ("-w4", "-w8-m2"),
+        "ladder": ("-w4", "-w4g8", "-w8g8"),
+        "refused": ("-w4g5", "-w8g64-m1"),
+    },
     "smoothquant": {"valid": ("", "-a85", "-a0"), "column": ("",)},
     "rotation": {
         "valid": ("-hadamard", "-orthogonal", "-full-rescaled", "-hadamard-s7"),
         "column": ("-hadamard", "-orthogonal"),
+    },
+    "fpabsmax": {
+        "valid": ("-a8", "-a4"),
+        "column": ("-a8", "-a4"),
+        "ladder": ("-a4", "-a8"),
     },
     "absmax": {
         "valid": ("-a8", "-a6", "-a4-tensor"),
         "column": ("-a8", "-a8-tensor"),
         "ladder": ("-a4", "-a6", "-a8"),
     },
+    "llmint8": {"valid": ("", "-t2"), "column": ("",)},
 }
 
 # What makes an option of a slot a whole layer spec, and what else it, or a method that has other
@@ -150,5 +168,5 @@ PARTNERS = {
     "factor": ("{}+rtn-w4g8", "{}+gptq-w3"),
     "input": ("{}+gptq-w3g8", "{}+wanda-s50", "{}+svd-r8", "{}+rtn-w8-sym+absmax-a4-tensor"),
     "residual": ("gptq-w3g8+{}", "wanda-s50+{}", "wanda-2:4+rtn-w4+{}"),
-    "activation": ("svd-r8+rtn-w8+{}", "wanda-s50+gptq-w4+{}"),
+    "activation": ("svd-r8+rtn-w8+{}", "wanda-s50+gptq-w4+{}", "zqfp-w4g8-m2+lorc-r4+{}"),
 }

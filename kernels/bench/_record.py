@@ -35,6 +35,9 @@ POINTERS = {
     torch.int64: "*i64",
     torch.float8_e4m3fn: "*fp8e4nv",
 }
+MULTIPLY_EIGHT_BITS = ("sm_90",)
+"""Targets with products of E4M3; others take what a launch asks for in half precision."""
+
 FOLDER = Path(__file__).parent
 
 
@@ -78,12 +81,16 @@ def compiled(launch: Launch, target: str) -> Compiled:
     for place, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
         if value is None or (isinstance(value, int) and value == 1):
             types[name], constants[name] = "constexpr", value
+        elif isinstance(value, float):
+            types[name] = "fp32"
         else:
             aligned = isinstance(value, torch.Tensor) or value % 16 == 0
             types[name] = POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
             attributes |= {(place,): [["tt.divisibility", 16]]} if aligned else {}
     for name in names[len(launch.arguments) :]:
         types[name], constants[name] = "constexpr", launch.options[name]
+    if target not in MULTIPLY_EIGHT_BITS and constants.get("EIGHT"):
+        constants["EIGHT"] = False
     options = {key: value for key, value in launch.options.items() if key not in names}
     source = ASTSource(launch.kernel, types, constants, attributes)
     found = triton.compile(source, target=TARGETS[target], options=options)

@@ -8,7 +8,7 @@ from _case import FEW, SHAPES, Case, codes, product, values
 from autocomp.kernels._triton import Launch
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode (1 and 16 rows) and prefill (512)."""
     for shape in FEW if quick else SHAPES:
         count = shape.features * shape.columns // 2
@@ -18,7 +18,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         group = 128 if shape.columns % 128 == 0 else shape.columns
         scale = values(shape.features, shape.columns // group, device=device).abs() / 100
         for rows in (1, 16) if quick else (1, 16, 512):
-            inputs = values(rows, shape.columns, device=device)
+            inputs = values(rows, shape.columns, device=device, dtype=dtype)
             for bits in (0, 4):
                 kept = codes((count,), 4, device) if bits else values(count, device=device)
                 yield product(

@@ -8,12 +8,12 @@ from _case import FEW, SHAPES, Case, codes, product, values
 from autocomp.kernels._triton import Launch
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode (1 and 16 rows) and prefill (512)."""
     for shape in FEW if quick else SHAPES:
         scale = values(shape.features, shape.columns // 64, device=device, dtype=torch.float32)
         for rows in (1, 16) if quick else (1, 16, 512):
-            inputs = values(rows, shape.columns, device=device)
+            inputs = values(rows, shape.columns, device=device, dtype=dtype)
             for bits, shared in ((3, False), (4, False), (4, True)):
                 levels = values(1 if shared else shape.features, 1 << bits, device=device)
                 packed = codes((shape.features, shape.columns), bits, device)

@@ -9,7 +9,7 @@ from autocomp.kernels._triton import Launch
 from autocomp.kernels.low_rank_matmul import Packed
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode (1 and 16 rows) and prefill (512)."""
     for shape in FEW if quick else SHAPES:
         group = 128 if shape.columns % 128 == 0 else shape.columns
@@ -21,7 +21,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         columns = columns.to(torch.int16 if shape.columns <= 1 << 15 else torch.int32)
         starts = torch.arange(0, count + 1, each, device=device, dtype=torch.int32)
         for rows in (1, 16) if quick else (1, 16, 512):
-            inputs = values(rows, shape.columns, device=device)
+            inputs = values(rows, shape.columns, device=device, dtype=dtype)
             for base in (Packed(packed, scale, None, 4), None):
                 beside = "alone" if base is None else "and 4 bits"
                 yield product(

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 
+import torch
 from _case import FEW, SHAPES, Case, codes, product, values
 
 from autocomp.kernels._triton import Launch
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode (1 and 16 rows) and prefill (512)."""
     for shape in FEW if quick else SHAPES:
         for rows in (1, 16) if quick else (1, 16, 512):
             yield product(
                 f"{shape.name}, {rows} rows",
                 (
-                    values(rows, shape.columns, device=device),
+                    values(rows, shape.columns, device=device, dtype=dtype),
                     codes((shape.features, shape.columns), 8, device),
                     values(shape.features, 1, device=device),
                     6.0,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from _case import Case, codes, nbytes, values
 
 from autocomp.kernels._triton import Launch
@@ -10,7 +11,7 @@ from autocomp.kernels.kv_attention import Stored
 HEADS, SHARED, WIDTH, LATEST, GROUP = 32, 8, 128, 128, 32
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over batches, tokens and bits."""
     for tokens in (4096,) if quick else (4096, 32768):
         for batch in (1,) if quick else (1, 8):
@@ -28,8 +29,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
                     values(*shape, tokens, WIDTH // GROUP, device=device),
                     bits,
                 )
-                query = values(batch, HEADS, WIDTH, device=device)
-                latest = values(*shape, LATEST, WIDTH, device=device)
+                query = values(batch, HEADS, WIDTH, device=device, dtype=dtype)
+                latest = values(*shape, LATEST, WIDTH, device=device, dtype=dtype)
                 yield Case(
                     f"{tokens} tokens, batch {batch}, {bits} bits",
                     (query, keys, held, latest, latest),

@@ -10,12 +10,12 @@ from autocomp.kernels._triton import Launch
 from autocomp.kernels.low_rank_matmul import Packed
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode, 1 and 16 rows."""
     for shape in FEW if quick else SHAPES:
         for rank in (64, min(shape.features, shape.columns) // 8):
             for rows in (1, 16):
-                inputs = values(rows, shape.columns, device=device)
+                inputs = values(rows, shape.columns, device=device, dtype=dtype)
                 for bits in (0, 8):
                     left = _factor(shape.features, rank, bits, device)
                     right = _factor(rank, shape.columns, bits, device)

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 
+import torch
 from _case import FEW, SHAPES, Case, codes, product, values
 
 from autocomp.kernels._triton import Launch
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode (1 and 16 rows) and prefill (512)."""
     for shape in FEW if quick else SHAPES:
         kept = shape.columns // 2
         group = 128 if shape.columns % 128 == 0 else shape.columns
         scale = values(shape.features, shape.columns // group, device=device).abs() / 100
         for rows in (1, 16) if quick else (1, 16, 512):
-            inputs = values(rows, shape.columns, device=device)
+            inputs = values(rows, shape.columns, device=device, dtype=dtype)
             for pattern in ((2, 4),) if quick else ((2, 4), (4, 8)):
                 index = codes((shape.features, kept), pattern[1] // 4 + 1, device)
                 count = shape.features * kept

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
+import torch
 from _case import FEW, SHAPES, Case, codes, product, values
 
 from autocomp.kernels._triton import Launch
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(device: str, quick: bool, dtype: torch.dtype = torch.float16) -> Iterator[Case]:
     """Iterate over decode (1, 4 and 16 rows) and prefill (512), all bits at one shape."""
     for shape in FEW if quick else SHAPES:
         wide = shape.name == "llama-3-8b gate"
@@ -19,7 +20,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
                 yield product(
                     f"{shape.name}, {rows} rows, {bits} bits, groups of {group}",
                     (
-                        values(rows, shape.columns, device=device),
+                        values(rows, shape.columns, device=device, dtype=dtype),
                         codes((shape.features, shape.columns), bits, device),
                         values(shape.features, groups, device=device).abs() / 100,
                         zero,

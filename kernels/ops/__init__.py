@@ -13,6 +13,8 @@ KERNELS = {
     "int4_tile_matmul": "autocomp.kernels.int4_tile_matmul:int4_tile_matmul",
     "int8_matmul": "autocomp.kernels.int8_matmul:int8_matmul",
     "quantize_activations": "autocomp.kernels.quantize_activations:quantize_activations",
+    "fp8_matmul": "autocomp.kernels.fp8_matmul:fp8_matmul",
+    "fp4_matmul": "autocomp.kernels.fp4_matmul:fp4_matmul",
     "hadamard": "autocomp.kernels.hadamard:hadamard",
     "bitmask_matmul": "autocomp.kernels.bitmask_matmul:bitmask_matmul",
     "nm_matmul": "autocomp.kernels.nm_matmul:nm_matmul",

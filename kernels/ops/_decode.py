@@ -3,6 +3,11 @@
 from autocomp.kernels._triton import jit, tl
 
 
+def whole_bytes(group_size: int, bits: int) -> bool:
+    """Return whether bytes hold whole codes, and groups of them whole bytes."""
+    return bits > 0 and 8 % bits == 0 and group_size * bits % 8 == 0
+
+
 @jit
 def gather_codes(
     starts: tl.tensor, columns: tl.tensor, keep: tl.tensor, BITS: tl.constexpr
@@ -27,7 +32,7 @@ def gather_codes(
 
 @jit
 def byte_codes(packed: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
-    """Return codes (n, k) int32 of bytes (n, k·bits/8) uint8, for 2, 4 or 8 bits.
+    """Return codes (n, k) int32 of bytes (n, k·bits/8) uint8, for 1, 2, 4 or 8 bits.
 
     Every thread keeps the codes of the bytes that it has read: nothing is exchanged.
     """
@@ -38,7 +43,48 @@ def byte_codes(packed: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
         even = tl.interleave(wide & 3, (wide >> 4) & 3)
         odd = tl.interleave((wide >> 2) & 3, wide >> 6)
         wide = tl.interleave(even, odd)
+    elif BITS == 1:
+        one = tl.interleave(wide & 1, (wide >> 4) & 1)
+        two = tl.interleave((wide >> 1) & 1, (wide >> 5) & 1)
+        three = tl.interleave((wide >> 2) & 1, (wide >> 6) & 1)
+        four = tl.interleave((wide >> 3) & 1, wide >> 7)
+        wide = tl.interleave(tl.interleave(one, three), tl.interleave(two, four))
     return wide
+
+
+@jit
+def block_codes(
+    starts: tl.tensor,
+    first: tl.tensor,
+    stop: tl.tensor,
+    live: tl.tensor,
+    BITS: tl.constexpr,
+    BYTES: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """Return BLOCK_K consecutive codes of rows, (n, BLOCK_K) int32, 0 where there is none.
+
+    Args:
+        starts: Pointers to the first byte of each row (n, 1), uint8.
+        first: The first column.
+        stop: The column to stop before.
+        live: (n,), whether there is such a row.
+        BITS: Bits a code, 1 to 8.
+        BYTES: Both columns are whole bytes, of 1, 2, 4 or 8 codes: they are read as such.
+        WHOLE: The block ends before ``stop``: nothing but ``live`` has to be masked.
+        BLOCK_K: Codes of a row.
+    """
+    if BYTES:
+        many: tl.constexpr = 8 // BITS
+        byte = first // many + tl.arange(0, BLOCK_K // many)
+        keep = live[:, None] if WHOLE else live[:, None] & (byte < stop // many)[None, :]
+        code = byte_codes(tl.load(starts + byte[None, :], mask=keep, other=0), BITS)
+    else:
+        column = first + tl.arange(0, BLOCK_K)
+        keep = live[:, None] & (column < stop)[None, :]
+        code = gather_codes(starts, column[None, :], keep, BITS)
+    return code
 
 
 @jit
@@ -113,7 +159,12 @@ def unit_vectors(values: tl.tensor, columns: tl.tensor, BITS: tl.constexpr) -> t
     """
     bit = columns % (4 if BITS == 8 else 8) * BITS
     shift = tl.where(bit + BITS <= 32, bit, bit - 8 * (BITS - 4))
-    values *= tl.exp2(-shift.to(tl.float32))
+    return apart(values * tl.exp2(-shift.to(tl.float32)), BITS)
+
+
+@jit
+def apart(values: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
+    """Return the values (k,) of each place of a unit, a tuple of (units,)."""
     even, odd = tl.split(tl.reshape(values, (values.shape[0] // 2, 2)))
     even, even2 = tl.split(tl.reshape(even, (even.shape[0] // 2, 2)))
     odd, odd2 = tl.split(tl.reshape(odd, (odd.shape[0] // 2, 2)))

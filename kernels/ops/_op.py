@@ -28,6 +28,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from autocomp.kernels._flat import Flat
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -108,7 +110,7 @@ class Operation(Generic[P, R]):
         functools.update_wrapper(self, reference)
         self.__name__: str = reference.__name__
         self.backends: list[Backend[P, R]] = [Backend(REFERENCE, reference)]
-        self._operator: Callable[P, R] | None = None
+        self._operator: Callable[..., R] | None = None
 
     @property
     def reference(self) -> Callable[P, R]:
@@ -149,23 +151,27 @@ class Operation(Generic[P, R]):
         """Make the operation one node of a graph under ``torch.compile``: ``autocomp::NAME``.
 
         The back-end is chosen at each call of the graph. Eager calls do not go through the
-        operator, which costs tens of microseconds a call.
+        operator, which costs tens of microseconds a call. Named tuples are spread out: see
+        :mod:`autocomp.kernels._flat`.
 
         Args:
             shape: Returns an empty result, of the shape and dtype of the real one.
         """
-        schema = torch.library.infer_schema(self.reference, mutates_args=())
+        self.flat = Flat(self.reference)
+        run = self.flat.taking_plain(self._best)
+        schema = torch.library.infer_schema(run, mutates_args=())
         found = torch.library.custom_op(
-            f"autocomp::{self.__name__}", self._best, mutates_args=(), schema=schema
+            f"autocomp::{self.__name__}", run, mutates_args=(), schema=schema
         )
-        found.register_fake(shape)
+        found.register_fake(self.flat.taking_plain(shape))
         self._operator = found
         return shape
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the best usable back-end."""
         if self._operator is not None and torch.compiler.is_compiling():
-            return self._operator(*args, **kwargs)
+            placed, named = self.flat.spread(args, kwargs)
+            return self._operator(*placed, **named)
         return self._best(*args, **kwargs)
 
     def _best(self, *args: P.args, **kwargs: P.kwargs) -> R:

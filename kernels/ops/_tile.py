@@ -5,7 +5,7 @@ a sum of its own until the end; of more rows, tiles multiply tiles.
 """
 
 from autocomp.kernels._decode import gather_codes
-from autocomp.kernels._triton import jit, tl
+from autocomp.kernels._triton import jit, power_of_two, tl
 
 LEAST_ROWS = 16
 """Rows of the smallest tile that tensor cores multiply."""
@@ -19,6 +19,47 @@ def block_rows(rows: int, most: int) -> int:
     while block < min(rows, most):
         block *= 2
     return block
+
+
+def block_columns(group_size: int, most: int) -> dict[str, int]:
+    """Return how many columns a program takes at a time, at most ``most``, as options.
+
+    ``BLOCK_K`` divides a group where a power of two of at least 16 does; ``WHOLE`` says so.
+    """
+    divisor = group_size & -group_size
+    block = divisor if divisor >= 16 else max(16, power_of_two(group_size))
+    block = min(block, most)
+    return {"BLOCK_K": block, "WHOLE": group_size % block == 0}
+
+
+def has_whole_groups(columns: int, group_size: int) -> bool:
+    """Return whether rows are whole eights, and groups a power of two or whole rows."""
+    regular = group_size == columns or group_size == power_of_two(group_size) >= 16
+    return columns % 16 == 0 and regular
+
+
+@jit
+def group_block(
+    block: tl.tensor, group_size: int, WHOLE: tl.constexpr, BLOCK_K: tl.constexpr
+) -> tl.tensor:
+    """Return the group of a block, its first column and the column that the group stops before.
+
+    A group has ``⌈size / BLOCK_K⌉`` blocks.
+
+    Args:
+        block: Counted through all groups.
+        group_size: Columns.
+        WHOLE: Groups are whole blocks, so that columns are known to be multiples of BLOCK_K.
+        BLOCK_K: Columns of a block.
+    """
+    if WHOLE:
+        first = block * BLOCK_K
+        group = first // group_size
+    else:
+        blocks = tl.cdiv(group_size, BLOCK_K)
+        group = block // blocks
+        first = group * group_size + block % blocks * BLOCK_K
+    return group, first, (group + 1) * group_size
 
 
 @jit
@@ -158,19 +199,3 @@ def spread(
     odd = tl.interleave(tl.interleave(one, five), tl.interleave(three, seven))
     even = tl.interleave(tl.interleave(two, six), tl.interleave(four, eight))
     return tl.interleave(odd, even)
-
-
-@jit
-def byte_bits(packed: tl.tensor) -> tl.tensor:
-    """Return the bits of bytes (n, k), (n, 8k) int32, the lowest first."""
-    wide = packed.to(tl.int32)
-    return spread(
-        wide & 1,
-        (wide >> 1) & 1,
-        (wide >> 2) & 1,
-        (wide >> 3) & 1,
-        (wide >> 4) & 1,
-        (wide >> 5) & 1,
-        (wide >> 6) & 1,
-        wide >> 7,
-    )

@@ -14,7 +14,9 @@ from autocomp.kernels._masked import masked_rows, masked_weight
 from autocomp.kernels._op import operation
 from autocomp.kernels._tile import (
     add_product,
+    block_columns,
     block_rows,
+    group_block,
     kept_values,
     no_sums,
     on_grid,
@@ -70,6 +72,19 @@ def bitmask_matmul(
     return dense_matmul.reference(inputs, weight)
 
 
+@bitmask_matmul.operator
+def _shape(
+    inputs: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    bits: int,
+    starts: Tensor | None = None,
+) -> Tensor:
+    return inputs.new_empty((inputs.shape[0], mask.shape[0]))
+
+
 @bitmask_matmul.backend("blocks", priority=1)
 def _blocks(
     inputs: Tensor,
@@ -119,7 +134,9 @@ def _kernel(  # noqa: PLR0913
     columns: int,
     features: int,
     groups: int,
+    row_bytes: int,
     BITS: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -128,20 +145,15 @@ def _kernel(  # noqa: PLR0913
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     live = n < features
     start = tl.load(starts + n, mask=live, other=0).to(tl.int64)
-    rows_of_bits = mask + (n * ((columns + 7) // 8))[:, None]
+    rows_of_bits = mask + (n * row_bytes)[:, None]
     group_size = columns // groups
-    blocks = tl.cdiv(group_size, BLOCK_K)
     before = tl.zeros((BLOCK_N,), dtype=tl.int32)
     sums = no_sums(BLOCK_M, BLOCK_N, BLOCK_K)
-    for block in range(groups * blocks):
-        group = block // blocks
-        first = block % blocks * BLOCK_K
-        offset = first + tl.arange(0, BLOCK_K)
-        inside = offset < group_size
+    for block in range(groups * tl.cdiv(group_size, BLOCK_K)):
+        group, first, stop = group_block(block, group_size, WHOLE, BLOCK_K)
         byte = first // 8 + tl.arange(0, BLOCK_K // 8)
-        there = live[:, None] & (byte < (group_size + 7) // 8)[None, :]
-        places = rows_of_bits + (group * group_size // 8 + byte)[None, :]
-        word = tl.load(places, mask=there, other=0).to(tl.int32)
+        there = live[:, None] & (byte < (stop + 7) // 8)[None, :]
+        word = tl.load(rows_of_bits + byte[None, :], mask=there, other=0).to(tl.int32)
         count = _ones(word)
         here = before[:, None] + tl.cumsum(count, axis=1) - count
         before += tl.sum(count, axis=1)
@@ -159,8 +171,8 @@ def _kernel(  # noqa: PLR0913
         value = kept_values(values, start, ranked >> 1, bit == 1, BITS)
         weight = on_grid(value, scale, zero, n, group, groups, live, BITS)
         weight *= bit.to(tl.float32)
-        column = group * group_size + offset
-        sums = add_product(sums, weight, inputs, column, inside, rows, columns, BLOCK_M)
+        column = first + tl.arange(0, BLOCK_K)
+        sums = add_product(sums, weight, inputs, column, column < stop, rows, columns, BLOCK_M)
     write_sums(sums, outputs, n, rows, features, BLOCK_M)
 
 
@@ -198,13 +210,14 @@ def _triton(
     sizes = {"rows": rows, "features": features, "columns": columns}
     options = options_of("bitmask", inputs.device, **sizes)
     options["BLOCK_M"] = block_rows(rows, options["BLOCK_M"])
+    options |= block_columns(columns // groups, options["BLOCK_K"])
     begins = row_starts(mask) if starts is None else starts
     outputs = inputs.new_empty((rows, features))
     launch(
         _kernel,
         (cdiv(rows, options["BLOCK_M"]), cdiv(features, options["BLOCK_N"])),
         *(inputs, mask, begins, values, scale, zero, outputs),
-        *(rows, columns, features, groups),
+        *(rows, columns, features, groups, mask.shape[1]),
         **{"BITS": 0 if scale is None else bits},
         **options,
     )

@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 
-from autocomp.kernels._decode import gather_codes
+from autocomp.kernels._decode import block_codes, whole_bytes
 from autocomp.kernels._op import operation
-from autocomp.kernels._tile import add_product, block_rows, no_sums, write_sums
+from autocomp.kernels._tile import (
+    add_product,
+    block_columns,
+    block_rows,
+    group_block,
+    no_sums,
+    write_sums,
+)
 from autocomp.kernels._triton import cdiv, jit, launch, options_of, tl, triton_backend
 from autocomp.kernels.bits import unpack_bits
 from autocomp.kernels.dense_matmul import by_blocks, dense_matmul
@@ -43,6 +50,13 @@ def codebook_matmul(
     return dense_matmul.reference(inputs, weight)
 
 
+@codebook_matmul.operator
+def _shape(
+    inputs: Tensor, codes: Tensor, levels: Tensor, scale: Tensor | None, bits: int
+) -> Tensor:
+    return inputs.new_empty((inputs.shape[0], codes.shape[0]))
+
+
 @codebook_matmul.backend("blocks", priority=1)
 def _blocks(
     inputs: Tensor, codes: Tensor, levels: Tensor, scale: Tensor | None, bits: int
@@ -70,8 +84,11 @@ def _kernel(  # noqa: PLR0913
     columns: int,
     features: int,
     groups: int,
+    row_bytes: int,
     level_step: int,
     BITS: tl.constexpr,
+    BYTES: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -79,20 +96,18 @@ def _kernel(  # noqa: PLR0913
     """Levels stay near the processor: a row has at most 256, and reads them again and again."""
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     live = n < features
-    starts = codes + (n * ((columns * BITS + 7) // 8))[:, None]
+    starts = codes + (n * row_bytes)[:, None]
     own = levels + (n * level_step)[:, None]
     group_size = columns // groups
     sums = no_sums(BLOCK_M, BLOCK_N, BLOCK_K)
-    for block in range(tl.cdiv(columns, BLOCK_K)):
-        column = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        inside = column < columns
-        keep = live[:, None] & inside[None, :]
-        code = gather_codes(starts, column[None, :], keep, BITS)
-        weight = tl.load(own + code, mask=keep, other=0.0).to(tl.float32)
+    for block in range(groups * tl.cdiv(group_size, BLOCK_K)):
+        group, first, stop = group_block(block, group_size, WHOLE, BLOCK_K)
+        code = block_codes(starts, first, stop, live, BITS, BYTES, WHOLE, BLOCK_K)
+        weight = tl.load(own + code, mask=live[:, None], other=0.0).to(tl.float32)
         if scale is not None:
-            places = scale + (n * groups)[:, None] + (column // group_size)[None, :]
-            weight *= tl.load(places, mask=keep, other=0.0)
-        sums = add_product(sums, weight, inputs, column, inside, rows, columns, BLOCK_M)
+            weight *= tl.load(scale + n * groups + group, mask=live, other=0.0)[:, None]
+        column = first + tl.arange(0, BLOCK_K)
+        sums = add_product(sums, weight, inputs, column, column < stop, rows, columns, BLOCK_M)
     write_sums(sums, outputs, n, rows, features, BLOCK_M)
 
 
@@ -111,17 +126,20 @@ def _triton(
 ) -> Tensor:
     """Look levels up on the way."""
     (rows, columns), features = inputs.shape, codes.shape[0]
-    sizes = {"rows": rows, "features": features, "columns": columns}
+    groups = 1 if scale is None else scale.shape[1]
+    group_size = columns // groups
+    sizes = {"rows": rows, "features": features, "columns": columns, "group": group_size}
     options = options_of("codebook", inputs.device, **sizes)
     options["BLOCK_M"] = block_rows(rows, options["BLOCK_M"])
+    options |= block_columns(group_size, options["BLOCK_K"])
     outputs = inputs.new_empty((rows, features))
     launch(
         _kernel,
         (cdiv(rows, options["BLOCK_M"]), cdiv(features, options["BLOCK_N"])),
         *(inputs, codes, levels, None if scale is None else scale.contiguous(), outputs),
-        *(rows, columns, features, 1 if scale is None else scale.shape[1]),
+        *(rows, columns, features, groups, codes.shape[1]),
         *(0 if len(levels) == 1 else levels.shape[1],),
-        **{"BITS": bits},
+        **{"BITS": bits, "BYTES": whole_bytes(group_size, bits)},
         **options,
     )
     return outputs

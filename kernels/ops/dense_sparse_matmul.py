@@ -3,9 +3,17 @@
 import torch
 from torch import Tensor
 
-from autocomp.kernels._decode import gather_codes
+from autocomp.kernels._decode import block_codes, whole_bytes
 from autocomp.kernels._op import operation
-from autocomp.kernels._tile import add_product, block_rows, no_sums, on_grid, write_sums
+from autocomp.kernels._tile import (
+    add_product,
+    block_columns,
+    block_rows,
+    group_block,
+    no_sums,
+    on_grid,
+    write_sums,
+)
 from autocomp.kernels._triton import cdiv, jit, launch, options_of, tl, triton_backend
 from autocomp.kernels.dense_matmul import by_blocks, dense_matmul
 from autocomp.kernels.dequantize import dequantize
@@ -52,6 +60,13 @@ def dense_sparse_matmul(
     """
     weight = _weight(base, values, columns, starts, inputs.shape[1])
     return dense_matmul.reference(inputs, weight)
+
+
+@dense_sparse_matmul.operator
+def _shape(
+    inputs: Tensor, base: Packed | None, values: Tensor, columns: Tensor, starts: Tensor
+) -> Tensor:
+    return inputs.new_empty((inputs.shape[0], starts.shape[0] - 1))
 
 
 @dense_sparse_matmul.backend("blocks", priority=1)
@@ -111,7 +126,10 @@ def _kernel(  # noqa: PLR0913
     columns: int,
     features: int,
     groups: int,
+    row_bytes: int,
     BITS: tl.constexpr,
+    BYTES: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -121,18 +139,14 @@ def _kernel(  # noqa: PLR0913
     live = n < features
     sums = no_sums(BLOCK_M, BLOCK_N, BLOCK_K)
     if BITS > 0:
-        rows_of_codes = codes + (n * ((columns * BITS + 7) // 8))[:, None]
+        rows_of_codes = codes + (n * row_bytes)[:, None]
         group_size = columns // groups
-        blocks = tl.cdiv(group_size, BLOCK_K)
-        for block in range(groups * blocks):
-            group = block // blocks
-            offset = block % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-            inside = offset < group_size
-            column = group * group_size + offset
-            keep = live[:, None] & inside[None, :]
-            code = gather_codes(rows_of_codes, column[None, :], keep, BITS).to(tl.float32)
-            weight = on_grid(code, scale, zero, n, group, groups, live, BITS)
-            weight = tl.where(keep, weight, 0.0)
+        for block in range(groups * tl.cdiv(group_size, BLOCK_K)):
+            group, first, stop = group_block(block, group_size, WHOLE, BLOCK_K)
+            code = block_codes(rows_of_codes, first, stop, live, BITS, BYTES, WHOLE, BLOCK_K)
+            weight = on_grid(code.to(tl.float32), scale, zero, n, group, groups, live, BITS)
+            column = first + tl.arange(0, BLOCK_K)
+            inside = column < stop
             sums = add_product(sums, weight, inputs, column, inside, rows, columns, BLOCK_M)
     start = tl.load(starts + n, mask=live, other=0)
     count = tl.load(starts + n + 1, mask=live, other=0) - start
@@ -176,16 +190,19 @@ def _triton(
     """Both parts in one launch."""
     (rows, width), features = inputs.shape, len(starts) - 1
     codes, scale, zero, bits = base or (None, None, None, 0)
+    groups, row_bytes = (1, 0) if base is None else (base.scale.shape[1], base.codes.shape[1])
+    group_size = width // groups
     sizes = {"rows": rows, "features": features, "columns": width}
     options = options_of("dense_sparse", inputs.device, **sizes)
     options["BLOCK_M"] = block_rows(rows, options["BLOCK_M"])
+    options |= block_columns(group_size, options["BLOCK_K"])
     outputs = inputs.new_empty((rows, features))
     launch(
         _kernel,
         (cdiv(rows, options["BLOCK_M"]), cdiv(features, options["BLOCK_N"])),
         *(inputs, codes, scale, zero, values, columns, starts, outputs),
-        *(rows, width, features, 1 if scale is None else scale.shape[1]),
-        **{"BITS": bits},
+        *(rows, width, features, groups, row_bytes),
+        **{"BITS": bits, "BYTES": whole_bytes(group_size, bits)},
         **options,
     )
     return outputs

@@ -1,4 +1,4 @@
-"""Product of 8-bit weights and inputs whose outlying features stay in floating point.
+"""Product of 8-bit weights and inputs whose outliers stay in floating point.
 
 Reference: Dettmers et al. 2022, LLM.int8(), https://arxiv.org/abs/2208.07339
 """
@@ -19,19 +19,19 @@ from autocomp.kernels._triton import (
 )
 from autocomp.kernels.dense_matmul import dense_matmul
 from autocomp.kernels.int8_matmul import int8_matmul
+from autocomp.kernels.quantize_activations import quantize_activations
 
 
 def split_outliers(inputs: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which features are outliers (in,) bool, codes (rows, in) fp32, and steps (rows, 1).
+    """Return which inputs are outliers (…, in) bool, codes (…, in) fp32, and steps (…, 1) fp32.
 
-    A feature is one if any row reaches the threshold there; its codes are 0. The others are
-    rounded to ``±127`` steps of the row's largest magnitude among them.
+    An input is one if its magnitude reaches the threshold; its code is 0. The others are rounded
+    to ``±127`` steps of the largest magnitude among those of their token.
     """
     wide = inputs.to(torch.float32)
-    outlying = wide.abs().amax(dim=0) >= threshold
-    regular = wide.masked_fill(outlying, 0.0)
-    step = regular.abs().amax(dim=1, keepdim=True) / 127
-    return outlying, (regular / step.masked_fill(step == 0, 1.0)).round_(), step
+    outlying = wide.abs() >= threshold
+    codes, step = quantize_activations.reference(wide.masked_fill(outlying, 0.0).flatten(0, -2), 8)
+    return outlying, codes.view(wide.shape), step.view(*wide.shape[:-1], 1)
 
 
 def _columns(codes: Tensor, scale: Tensor, chosen: Tensor) -> Tensor:
@@ -41,39 +41,47 @@ def _columns(codes: Tensor, scale: Tensor, chosen: Tensor) -> Tensor:
 
 @operation
 def int8_outlier_matmul(inputs: Tensor, codes: Tensor, scale: Tensor, threshold: float) -> Tensor:
-    """Multiply 8-bit codes of both sides in integers, outlying features as they are.
+    """Multiply 8-bit codes of both sides in integers, outlying inputs as they are.
 
     ``y = t s Σ_regular q_x q_w + s Σ_outlying x q_w`` with the steps t and codes q_x of
-    :func:`split_outliers`.
+    :func:`split_outliers`: what is outlying is decided for every row by itself.
 
     Args:
         inputs: x (rows, in) of a floating dtype.
         codes: (out, in) uint8, ``q_w + 128``.
         scale: s (out, 1) fp16.
-        threshold: Magnitude from which on a feature is an outlier; infinity is never.
+        threshold: Magnitude from which on an input is an outlier; infinity is never.
 
     Returns:
         (rows, out) in the dtype of the inputs.
     """
     outlying, rounded, step = split_outliers(inputs, threshold)
     regular = dense_matmul.reference(rounded, codes.to(torch.float32) - 128)
-    outside = inputs[:, outlying].to(torch.float32) @ _columns(codes, scale, outlying).T
+    weight = _columns(codes, scale, torch.ones_like(outlying[0]))
+    outside = inputs.to(torch.float32).masked_fill(~outlying, 0.0) @ weight.T
     return (regular * step * scale[:, 0].to(torch.float32) + outside).to(inputs.dtype)
+
+
+@int8_outlier_matmul.operator
+def _shape(inputs: Tensor, codes: Tensor, scale: Tensor, threshold: float) -> Tensor:
+    return inputs.new_empty((inputs.shape[0], codes.shape[0]))
 
 
 @int8_outlier_matmul.backend("parts", priority=1)
 def _parts(inputs: Tensor, codes: Tensor, scale: Tensor, threshold: float) -> Tensor:
-    """Multiply regular features by the integer product, gather the columns of the others."""
+    """Multiply regular inputs by the integer product, gather the columns of the others."""
     outlying, rounded, step = split_outliers(inputs, threshold)
     regular = int8_matmul(rounded.to(inputs.dtype), step, codes, scale)
-    return regular + dense_matmul(inputs[:, outlying], _columns(codes, scale, outlying))
+    chosen = outlying.any(dim=0)
+    outside = inputs.masked_fill(~outlying, 0.0)[:, chosen]
+    return regular + dense_matmul(outside, _columns(codes, scale, chosen))
 
 
 @jit
 def _kernel(  # noqa: PLR0913
     inputs: tl.tensor,
     rounded: tl.tensor,
-    outlying: tl.tensor,
+    marked: tl.tensor,
     step: tl.tensor,
     codes: tl.tensor,
     scale: tl.tensor,
@@ -81,11 +89,12 @@ def _kernel(  # noqa: PLR0913
     rows: int,
     columns: int,
     features: int,
+    threshold: float,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """Integer sums of each tile; floating ones of those alone that hold an outlying feature."""
+    """Integer sums of each tile; floating ones of those alone that hold an outlying input."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     taken, live = m < rows, n < features
@@ -100,10 +109,10 @@ def _kernel(  # noqa: PLR0913
         code = tl.load(places, mask=live[:, None] & inside[None, :], other=128)
         weight = (code ^ 128).to(tl.int8, bitcast=True)
         sums = tl.dot(weight, tl.load(rounded + here, mask=keep, other=0), sums)
-        marked = tl.load(outlying + column, mask=inside, other=0)
-        if tl.max(marked.to(tl.int32), axis=0) > 0:
-            chosen = keep & (marked > 0)[:, None]
-            value = tl.load(inputs + here, mask=chosen, other=0.0)
+        mark = tl.load(marked + column, mask=inside, other=0)
+        if tl.max(mark.to(tl.int32), axis=0) > 0:
+            value = tl.load(inputs + here, mask=keep & (mark > 0)[:, None], other=0.0)
+            value = tl.where(tl.abs(value.to(tl.float32)) >= threshold, value, 0.0)
             outside += tl.dot(weight.to(value.dtype), value, input_precision="ieee")
     size = tl.load(step + m, mask=taken, other=0.0)[None, :]
     grid = tl.load(scale + n, mask=live, other=0.0).to(tl.float32)[:, None]
@@ -131,8 +140,8 @@ def _triton(inputs: Tensor, codes: Tensor, scale: Tensor, threshold: float) -> T
     launch(
         _kernel,
         (cdiv(rows, options["BLOCK_M"]), cdiv(features, options["BLOCK_N"])),
-        *(inputs, rounded.to(torch.int8), outlying.to(torch.uint8), step, codes, scale, outputs),
-        *(rows, columns, features),
+        *(inputs, rounded.to(torch.int8), outlying.any(dim=0).to(torch.uint8)),
+        *(step, codes, scale, outputs, rows, columns, features, float(threshold)),
         **options,
     )
     return outputs

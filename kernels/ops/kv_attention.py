@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autocomp.kernels._decode import gather_codes
+from autocomp.kernels._decode import block_codes, whole_bytes
 from autocomp.kernels._op import operation
 from autocomp.kernels._tile import LEAST_ROWS
 from autocomp.kernels._triton import (
@@ -86,6 +86,17 @@ def kv_attention(
     return (scores.softmax(dim=3) @ all_values).view(query.shape).to(query.dtype)
 
 
+@kv_attention.operator
+def _shape(
+    query: Tensor,
+    keys: Stored | None,
+    values: Stored | None,
+    latest_keys: Tensor,
+    latest_values: Tensor,
+) -> Tensor:
+    return torch.empty_like(query)
+
+
 def _tokens(
     keys: Stored | None, values: Stored | None, latest_keys: Tensor, latest_values: Tensor
 ) -> tuple[int, int, int]:
@@ -118,9 +129,15 @@ def _kernel(  # noqa: PLR0913
     width: int,
     key_groups: int,
     value_groups: int,
+    key_bytes: int,
+    value_bytes: int,
     factor: float,
     KEY_BITS: tl.constexpr,
     VALUE_BITS: tl.constexpr,
+    KEY_BYTES: tl.constexpr,
+    VALUE_BYTES: tl.constexpr,
+    KEY_WHOLE: tl.constexpr,
+    VALUE_WHOLE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -148,12 +165,25 @@ def _kernel(  # noqa: PLR0913
         row = (own * width + channel)[:, None]
         if KEY_BITS > 0:  # noqa: SIM102 (the outer one is decided at compile time)
             if first < stored_keys:
-                keep = there[:, None] & (token < stored_keys)[None, :]
-                starts = key_codes + row * ((stored_keys * KEY_BITS + 7) // 8)
-                code = gather_codes(starts, token[None, :], keep, KEY_BITS).to(tl.float32)
-                group = row * key_groups + (token // (stored_keys // key_groups))[None, :]
+                code = block_codes(
+                    key_codes + row * key_bytes,
+                    first,
+                    stored_keys,
+                    there,
+                    KEY_BITS,
+                    KEY_BYTES,
+                    KEY_WHOLE,
+                    BLOCK_T,
+                )
+                if KEY_WHOLE:  # the block lies in one group
+                    keep = there[:, None]
+                    group = row * key_groups + first // (stored_keys // key_groups)
+                else:
+                    keep = there[:, None] & (token < stored_keys)[None, :]
+                    group = row * key_groups + (token // (stored_keys // key_groups))[None, :]
                 step = tl.load(key_scale + group, mask=keep, other=0.0).to(tl.float32)
-                key = code * step + tl.load(key_low + group, mask=keep, other=0.0).to(tl.float32)
+                low = tl.load(key_low + group, mask=keep, other=0.0).to(tl.float32)
+                key = code.to(tl.float32) * step + low
         if first + BLOCK_T > stored_keys:
             keep = there[:, None] & ((token >= stored_keys) & (token < tokens))[None, :]
             line = own * (tokens - stored_keys) + token - stored_keys
@@ -169,12 +199,20 @@ def _kernel(  # noqa: PLR0913
             if first < stored_values:
                 keep = (token < stored_values)[:, None] & there[None, :]
                 line = (own * stored_values + token)[:, None]
-                starts = value_codes + line * ((width * VALUE_BITS + 7) // 8)
-                code = gather_codes(starts, channel[None, :], keep, VALUE_BITS).to(tl.float32)
+                code = block_codes(
+                    value_codes + line * value_bytes,
+                    0,
+                    width,
+                    token < stored_values,
+                    VALUE_BITS,
+                    VALUE_BYTES,
+                    VALUE_WHOLE,
+                    BLOCK_W,
+                )
                 group = line * value_groups + (channel // (width // value_groups))[None, :]
                 step = tl.load(value_scale + group, mask=keep, other=0.0).to(tl.float32)
                 low = tl.load(value_low + group, mask=keep, other=0.0).to(tl.float32)
-                value = code * step + low
+                value = code.to(tl.float32) * step + low
         if first + BLOCK_T > stored_values:
             keep = ((token >= stored_values) & (token < tokens))[:, None] & there[None, :]
             line = own * (tokens - stored_values) + token - stored_values
@@ -228,16 +266,23 @@ def _triton(
     none = (None, None, None, 0)
     *key_parts, key_bits = keys or none
     *value_parts, value_bits = values or none
+    key_groups, value_groups = (
+        1 if each is None else each.scale.shape[3] for each in (keys, values)
+    )
+    block, wide = options["BLOCK_T"], max(LEAST_ROWS, power_of_two(width))
+    whole_keys = stored_keys % block == 0 and stored_keys // key_groups % block == 0
     launch(
         _kernel,
         (batch * shared, split),
         *(query, *key_parts, *value_parts, latest_keys, latest_values, outputs, sizes),
-        *(tokens, stored_keys, stored_values, heads // shared, width),
-        *(1 if each is None else each.scale.shape[3] for each in (keys, values)),
+        *(tokens, stored_keys, stored_values, heads // shared, width, key_groups, value_groups),
+        *(0 if each is None else each.codes.shape[3] for each in (keys, values)),
         width**-0.5,
         **{"KEY_BITS": key_bits, "VALUE_BITS": value_bits},
-        **{"BLOCK_Q": max(LEAST_ROWS, power_of_two(heads // shared))},
-        **{"BLOCK_W": max(LEAST_ROWS, power_of_two(width))},
+        **{"KEY_BYTES": whole_bytes(block, key_bits) and stored_keys * key_bits % 8 == 0},
+        **{"VALUE_BYTES": whole_bytes(width, value_bits)},
+        **{"KEY_WHOLE": whole_keys, "VALUE_WHOLE": wide == width},
+        **{"BLOCK_Q": max(LEAST_ROWS, power_of_two(heads // shared)), "BLOCK_W": wide},
         **options,
     )
     if split == 1:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autocomp.kernels._decode import gather_codes
+from autocomp.kernels._decode import block_codes, gather_codes, whole_bytes
 from autocomp.kernels._op import operation
 from autocomp.kernels._tile import LEAST_ROWS
 from autocomp.kernels._triton import cdiv, jit, launch, options_of, tl, triton_backend
@@ -44,6 +44,12 @@ def low_rank_matmul(inputs: Tensor, left: Tensor | Packed, right: Tensor | Packe
     return _multiply(_multiply(inputs, right), left)
 
 
+@low_rank_matmul.operator
+def _shape(inputs: Tensor, left: Tensor | Packed, right: Tensor | Packed) -> Tensor:
+    features = left.codes.shape[0] if isinstance(left, Packed) else left.shape[0]
+    return inputs.new_empty((inputs.shape[0], features))
+
+
 def _multiply(inputs: Tensor, factor: Tensor | Packed) -> Tensor:
     """Multiply inputs (rows, in) by one factor (out, in)."""
     if isinstance(factor, Packed):
@@ -57,19 +63,25 @@ def _factor(  # noqa: PLR0913
     scale: tl.tensor,
     zero: tl.tensor,
     n: tl.tensor,
-    k: tl.tensor,
-    keep: tl.tensor,
+    first: tl.tensor,
+    live: tl.tensor,
     columns: int,
+    row_bytes: int,
     groups: int,
     BITS: tl.constexpr,
+    BYTES: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ) -> tl.tensor:
-    """Return a tile (n, k) of a factor with so many columns, fp32; 0 bits are values as stored."""
+    """Return a tile (n, BLOCK_K) of a factor with so many columns, fp32; 0 bits are values."""
+    k = first + tl.arange(0, BLOCK_K)
+    keep = live[:, None] & (k < columns)[None, :]
     if BITS == 0:
         found = tl.load(values + n[:, None] * columns + k[None, :], mask=keep, other=0.0)
         found = found.to(tl.float32)
     else:
-        starts = values + (n * ((columns * BITS + 7) // 8))[:, None]
-        found = gather_codes(starts, k[None, :], keep, BITS).to(tl.float32)
+        starts = values + (n * row_bytes)[:, None]
+        code = block_codes(starts, first, columns, live, BITS, BYTES, False, BLOCK_K)
+        found = code.to(tl.float32)
         group = (k // (columns // groups))[None, :]
         if zero is None:
             found -= 1 << (BITS - 1)
@@ -95,10 +107,14 @@ def _kernel(  # noqa: PLR0913
     columns: int,
     features: int,
     rank: int,
+    left_bytes: int,
+    right_bytes: int,
     left_groups: int,
     right_groups: int,
     LEFT_BITS: tl.constexpr,
     RIGHT_BITS: tl.constexpr,
+    LEFT_BYTES: tl.constexpr,
+    RIGHT_BYTES: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -117,13 +133,24 @@ def _kernel(  # noqa: PLR0913
     within = inner < rank
     middle = tl.zeros((BLOCK_R, BLOCK_M), dtype=tl.float32)
     for block in range(tl.cdiv(columns, BLOCK_K)):
-        column = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        first = block * BLOCK_K
+        column = first + tl.arange(0, BLOCK_K)
         inside = column < columns
-        keep = within[:, None] & inside[None, :]
         places = inputs + m[None, :] * columns + column[:, None]
         values = tl.load(places, mask=inside[:, None] & taken[None, :], other=0.0)
         tile = _factor(
-            right, right_scale, right_zero, inner, column, keep, columns, right_groups, RIGHT_BITS
+            right,
+            right_scale,
+            right_zero,
+            inner,
+            first,
+            within,
+            columns,
+            right_bytes,
+            right_groups,
+            RIGHT_BITS,
+            RIGHT_BYTES,
+            BLOCK_K,
         )
         middle += tl.dot(tile.to(values.dtype), values, input_precision="ieee")
     between = middle.to(inputs.dtype.element_ty)
@@ -131,8 +158,20 @@ def _kernel(  # noqa: PLR0913
     for block in range(part * split, tl.minimum(part * (split + 1), tl.cdiv(features, BLOCK_N))):
         n = (block * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
         live = n < features
-        keep = live[:, None] & within[None, :]
-        tile = _factor(left, left_scale, left_zero, n, inner, keep, rank, left_groups, LEFT_BITS)
+        tile = _factor(
+            left,
+            left_scale,
+            left_zero,
+            n,
+            share * BLOCK_R,
+            live,
+            rank,
+            left_bytes,
+            left_groups,
+            LEFT_BITS,
+            LEFT_BYTES,
+            BLOCK_R,
+        )
         found = tl.dot(tile.to(between.dtype), between, input_precision="ieee")
         places = outputs + (share * rows + m[None, :]) * features + n[:, None]
         kept = live[:, None] & taken[None, :]
@@ -169,8 +208,11 @@ def _triton(inputs: Tensor, left: Tensor | Packed, right: Tensor | Packed) -> Te
     launch(
         _kernel,
         (shares, options["SPLIT"]),
-        *(inputs, *outer[:3], *inner[:3], outputs, rows, columns, features, rank, *groups),
+        *(inputs, *outer[:3], *inner[:3], outputs, rows, columns, features, rank),
+        *(outer[0].shape[1], inner[0].shape[1], *groups),
         **{"LEFT_BITS": outer[3], "RIGHT_BITS": inner[3], "BLOCK_M": LEAST_ROWS},
+        **{"LEFT_BYTES": whole_bytes(rank, outer[3])},
+        **{"RIGHT_BYTES": whole_bytes(columns, inner[3])},
         **options,
     )
     return outputs.sum(dim=0).to(inputs.dtype) if shares > 1 else outputs[0]

@@ -9,9 +9,11 @@ from autocomp.kernels._decode import (
     place_code,
     unit_vectors,
     unit_words,
+    whole_bytes,
 )
 from autocomp.kernels._machine import SMALL_BATCH, lacks_packed_bf16, not_a_small_batch
 from autocomp.kernels._op import operation
+from autocomp.kernels._tile import has_whole_groups
 from autocomp.kernels._triton import (
     cdiv,
     jit,
@@ -241,12 +243,6 @@ def _not_packed_rows(
     return None if inputs.numel() and codes.numel() else "takes at least one row"
 
 
-def _has_whole_groups(columns: int, group_size: int) -> bool:
-    """Return whether rows are whole eights, and groups a power of two or whole rows."""
-    regular = group_size == columns or group_size == power_of_two(group_size) >= 16
-    return columns % 16 == 0 and regular
-
-
 @triton_backend(weight_only_matmul, rule="contiguous tensors", check=_not_packed_rows)
 def _triton(
     inputs: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int
@@ -255,7 +251,7 @@ def _triton(
     (rows, columns), (features, groups) = inputs.shape, scale.shape
     group_size = columns // groups
     sizes = {"rows": rows, "features": features, "columns": columns}
-    small = rows == 1 and _has_whole_groups(columns, group_size)
+    small = rows == 1 and has_whole_groups(columns, group_size)
     options = options_of(f"weight_only_{'gemv' if small else 'tile'}", inputs.device, **sizes)
     width = options["BLOCK_K"] = min(options["BLOCK_K"], power_of_two(columns))
     split = cdiv(columns, width) if small else options["SPLIT"]
@@ -276,7 +272,7 @@ def _triton(
             _tile_kernel,
             (cdiv(rows, options["BLOCK_M"]), cdiv(features, options["BLOCK_N"]), split),
             *(inputs, codes, scale, zero, outputs, rows, *widths),
-            **{"BITS": bits, "BYTES": 8 % bits == 0 and group_size * bits % 8 == 0},
+            **{"BITS": bits, "BYTES": whole_bytes(group_size, bits)},
             **options,
         )
     return outputs.sum(dim=0).to(inputs.dtype) if split > 1 else outputs[0]

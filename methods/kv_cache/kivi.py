@@ -11,7 +11,8 @@ from autocomp.core.errors import PlanError
 from autocomp.core.method import Scope
 from autocomp.core.sketch import DTYPE_BYTES, SiteKind
 from autocomp.core.stats import Needs
-from autocomp.kernels.bits import packed_bytes
+from autocomp.kernels.bits import pack_bits, packed_bytes
+from autocomp.kernels.kv_attention import Stored
 
 BITS = (2, 4, 8)
 HALF_BYTES = 2
@@ -156,10 +157,26 @@ class Kivi:
         groups = values.unflatten(-1, (values.shape[-1] // size, size))
         return MinMax.of(groups, spec.value_bits, -1).dense().flatten(-2).to(values.dtype)
 
+    def pack_keys(self, spec: KiviSpec, keys: Tensor) -> Stored:
+        """Return what :meth:`keys` decodes, of (batch, heads, tokens, width) in whole bytes."""
+        return _packed(keys.transpose(-1, -2), spec.group_size, spec.key_bits)
+
+    def pack_values(self, spec: KiviSpec, values: Tensor) -> Stored:
+        """Return what :meth:`values` decodes, of (batch, heads, tokens, width)."""
+        return _packed(values, channel_group(spec, values.shape[-1]), spec.value_bits)
+
     def stored(self, spec: KiviSpec, tokens: int) -> tuple[int, int]:
         """Return how many of the first ``tokens`` keys, and values, are stored in few bits."""
         block = spec.residual_length
         return tokens // block * block, max(0, tokens - block)
+
+
+def _packed(states: Tensor, group_size: int, bits: int) -> Stored:
+    """Return the codes of (…, n), groups of consecutive entries along the last dimension."""
+    groups = states.contiguous().unflatten(-1, (states.shape[-1] // group_size, group_size))
+    codes, scale, low = MinMax.of(groups, bits, -1)
+    packed = pack_bits(codes.view(-1, states.shape[-1]), bits).view(*states.shape[:-1], -1)
+    return Stored(packed, scale.squeeze(-1), low.squeeze(-1), bits)
 
 
 def channel_group(spec: KiviSpec, width: int) -> int:

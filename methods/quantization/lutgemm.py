@@ -83,7 +83,7 @@ class LutGemm:
 
     scope: ClassVar[Scope] = "site"
     spec: ClassVar[type[LutGemmSpec]] = LutGemmSpec
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "sums of scaled signs by alternating least squares"
     reference: ClassVar[str] = "https://arxiv.org/abs/2206.09557"
     needs: ClassVar[frozenset[Needs]] = frozenset()

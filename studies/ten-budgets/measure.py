@@ -106,9 +106,13 @@ def searched(
     return rows
 
 
-def best(rows: Sequence[Mapping[str, Any]], budget: int) -> float:
-    """Return the lowest loss of a plan within a budget."""
-    losses = [row["loss"] for row in rows if row["loss"] is not None and row["bytes"] <= budget]
+def best(rows: Sequence[Mapping[str, Any]], budget: int, tokens: float = math.inf) -> float:
+    """Return the lowest loss of a plan within a budget, of the trials within some tokens."""
+    losses = [
+        row["loss"]
+        for row in rows
+        if row["loss"] is not None and row["bytes"] <= budget and row["tokens"] <= tokens
+    ]
     return min(losses, default=math.inf)
 
 
@@ -171,6 +175,10 @@ def measure(asked: argparse.Namespace, seed: int, listener: Progress) -> dict[st
         "ladder_seconds": ladder[-1]["seconds"],
         "reached": sum(tokens is not None for tokens in close),
         "ratios": [row["ladder_kl_nats"] / row["single_kl_nats"] for row in rows],
+        "ratios_at_twice": [
+            best(ladder, budget, 2 * one) / row["single_kl_nats"]
+            for budget, row in zip(budgets, rows, strict=True)
+        ],
         "budgets": rows,
         "singles": singles,
         "ladder": ladder,
@@ -230,18 +238,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_results(out, settings, {"seeds": seeds})
     draw(seeds, out.with_suffix(".png"))
     print(
-        "| seed | one budget, tokens | all, tokens | ratio | reached | KL over its own study's |"
+        "| seed | one budget, tokens | all, tokens | ratio | reached | KL at twice | at the end |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for found in seeds:
         one, every = found["one_budget_tokens"], found["ladder_tokens"]
         cells = "never | " if every is None else f"{every:,} | {every / one:.2f}"
-        ratios = found["ratios"]
-        print(
-            f"| {found['seed']} | {one:,.0f} | {cells} | "
-            f"{found['reached']} of {len(ratios)} | {np.exp(np.mean(np.log(ratios))):.3f} "
-            f"(worst {max(ratios):.3f}) |"
+        kls = " | ".join(
+            f"{np.exp(np.mean(np.log(found[name]))):.3f} (worst {max(found[name]):.3f})"
+            for name in ("ratios_at_twice", "ratios")
         )
+        reached = f"{found['reached']} of {len(found['ratios'])}"
+        print(f"| {found['seed']} | {one:,.0f} | {cells} | {reached} | {kls} |")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from autocomp.core.spec import LayerSpec
         (("squeezellm", 3, 64), "squeezellm-w3"),
         (("lutgemm", 3, 64), "lutgemm-w3g64"),
         (("nf", 4, 64), "nf-w4"),
+        (("zqfp", 4, 256), "zqfp-w4g256"),
         (("owq", 3, None), "owq-w3g64-t3.05"),
         (("owq", 8, 0), "owq-w8-t8.05"),
         (("awq", 4, 32), "awq+rtn-w4g32-clip"),
@@ -35,7 +36,7 @@ def test_uniform_token(arguments, token):
 
 
 def test_uniform_token_refuses_what_is_no_quantizer():
-    for method in ("wanda", "asvd", "laser", "lplr", "lorc", "absmax"):
+    for method in ("wanda", "asvd", "laser", "lplr", "lorc", "absmax", "fpabsmax"):
         with pytest.raises(ConfigError, match="whole token"):
             uniform_token(method, 4, 64)
     with pytest.raises(ConfigError, match="Did you mean 'gptq'"):

@@ -44,6 +44,13 @@ def test_equals_a_plain_loop(tmp_path, family):
     assert math.exp(sum(found) / 3) == pytest.approx(math.exp(sum(expected) / 3), rel=1e-5)
 
 
+def test_of_a_model_that_knows_nothing_it_is_the_size_of_the_vocabulary(tiny_llama_path):
+    model = load(str(tiny_llama_path), dtype=torch.float32).model
+    model.get_output_embeddings().weight.data.zero_()
+    found = perplexity(model, some_windows(2, 40), batch_size=2)
+    assert math.exp(sum(found) / 2) == pytest.approx(model.config.vocab_size, rel=1e-6)
+
+
 def test_packed_models_are_measured_as_they_compute(tmp_path, tiny_llama_path):
     loaded = load(str(tiny_llama_path), dtype=torch.float32)
     plan = random_plan(loaded.sketch, 1)

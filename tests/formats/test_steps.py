@@ -5,6 +5,7 @@ import torch
 
 from autocomp.core.errors import ConfigError, PlanError, StoreError
 from autocomp.core.registry import STEPS
+from autocomp.formats.round_regular import RoundRegular
 from autocomp.formats.steps import (
     Permutation,
     Rotation,
@@ -33,6 +34,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
         Rotation(24, "orthogonal", 7),
         RoundInput(24, 8),
         RoundInput(24, 4, "tensor"),
+        RoundRegular(24, 6.0),
     ],
 )
 def test_json_round_trip_and_damage(step) -> None:

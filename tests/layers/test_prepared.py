@@ -23,6 +23,7 @@ SPECS = (
     "rotation-orthogonal-s7+rtn-w8-sym+absmax-a8",
     "smoothquant+rtn-w8-sym+absmax-a8-tensor",
     "rtn-w8-sym+absmax-a4",
+    "rtn-w8-sym+llmint8-t1",
 )
 
 

@@ -237,7 +237,7 @@ def test_statistics_of_another_input_are_refused():
         compose.compress(weight[:, :16], LayerSpec.parse("rtn-w4"), stats, "float16")
 
 
-OTHERS = ["squeezellm-w3", "lutgemm-w3", "hqq-w3", "nf-w4"]
+OTHERS = ["squeezellm-w3", "lutgemm-w3", "hqq-w3", "nf-w4", "zqfp-w4g8"]
 
 
 @pytest.mark.parametrize("token", OTHERS)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from autocomp.formats._levels import nearest_level
@@ -28,7 +29,7 @@ def test_neither_step_raises_the_error():
             first = last.clone()
             for _ in range(10):
                 codes = nearest_level(groups, scale @ signs(bits).T + offset[:, None])
-                scale, offset = refitted(groups, share, codes, signs(bits), with_offset)
+                scale, offset = refitted(groups, share, codes, signs(bits), scale, with_offset)
                 now = error(groups, share, scale, offset, bits)
                 assert bool((now <= last * (1 + 1e-5) + 1e-9).all())
                 last = now
@@ -53,3 +54,13 @@ def test_more_numbers_than_levels_are_fitted_exactly_where_a_sum_fits():
     groups = torch.tensor([[4.0, 2.0, 1.0]]) @ signs(3).T + 0.5
     scale, offset = alternate(groups.gather(1, codes), torch.ones(1, 32), signs(3), True)
     assert float(error(groups, torch.ones(1, 8), scale, offset, 3)) < 1e-9
+
+
+def test_planes_that_agree_part_again():
+    """A number far out makes all planes its sign; the others are then told apart by one more."""
+    groups = torch.tensor([[-0.1, 0.3, -0.2, 0.1, 8.0, 0.2, -5.0, -0.3]])
+    share = torch.full_like(groups, 1 / 8)
+    codes = torch.where(groups < 0, 0, 7)
+    scale, _ = refitted(groups, share, codes, signs(3), torch.tensor([[2.0, 1.0, 0.9]]), False)
+    assert scale.sum().item() == pytest.approx(float(groups.abs().mean()))
+    assert (scale.diff() < -0.05).all()
