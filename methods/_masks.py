@@ -16,6 +16,8 @@ from autocomp.formats.bitmask import Bitmask
 from autocomp.formats.nm import NM
 from autocomp.formats.uniform import Grid
 
+PASSES = 5
+
 
 def removed(total: int, sparsity: float) -> int:
     """Return how many of ``total`` weights a sparsity removes: ``⌊total · sparsity⌋``.
@@ -88,6 +90,10 @@ class MaskMethod(ABC):
     @abstractmethod
     def score(self, weight: Tensor, spec: Any, stats: Stats | None) -> Tensor:
         """Return what each weight (out, in) is worth, (out, in), none below 0."""
+
+    def passes(self, spec: Any) -> int:
+        """Return how many times ranking the scores goes over the weight, as measured."""
+        return PASSES
 
     def by_row(self, spec: Any) -> bool:
         """Return whether an unstructured mask drops equally many weights of every row."""

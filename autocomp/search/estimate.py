@@ -137,9 +137,9 @@ def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
         clusters = 1 << int(spec.quantizer.bits)
         steps = rows * columns * math.log2(columns + 1) * clusters
         return CLUSTER_OPERATIONS * steps / speed.single
-    method: Any = None if spec.quantizer is None else METHODS[spec.quantizer.method]()
-    passes = method.passes(spec.quantizer) if hasattr(method, "passes") else 1
-    seconds = PASS_OPERATIONS * passes * rows * columns / speed.single
+    parts: list[tuple[Any, Any]] = [(METHODS[part.method](), part) for part in spec.filled()]
+    passes = sum(method.passes(part) for method, part in parts if hasattr(method, "passes"))
+    seconds = PASS_OPERATIONS * max(1, passes) * rows * columns / speed.single
     if Needs.HESSIAN in needs(spec):
         seconds += columns * SOLVER_STEP_OPERATIONS / speed.steps
         seconds += rows * columns**2 / 2 / speed.single

@@ -4,9 +4,10 @@ A search compresses every site from the *dense* model's statistics, so that plan
 together from parts. A finished plan is compressed once more, block by block in model order, each
 site from the inputs that it will really see: those that the already compressed sites in front of
 it produce (Frantar et al. 2022, https://arxiv.org/abs/2210.17323, "true sequential": q/k/v, then
-o, then gate/up, then down); with ``gptaq`` towards what the dense model gives there. Then a block
-method tunes the block's weights together, within their formats, so that on those inputs it gives
-what the original block gives on its own.
+o, then gate/up, then down); with ``gptaq`` towards what the dense model gives there. Masks under
+which the weights keep their values see their block as it was, as published (Sun et al. 2023,
+https://arxiv.org/abs/2306.11695). Then a block method tunes the block's weights together, within
+their formats, so that on those inputs it gives what the original block gives on its own.
 
 The result is an artefact, a native folder in the study directory.
 """
@@ -23,8 +24,9 @@ from autocomp.calibrate.walker import Batch, BlockWalker
 from autocomp.core.finish import two_streams
 from autocomp.core.plan import Plan
 from autocomp.core.progress import Progress
+from autocomp.core.registry import METHODS
 from autocomp.core.sketch import Site
-from autocomp.core.spec import DENSE
+from autocomp.core.spec import DENSE, LayerSpec
 from autocomp.core.stats import Stats
 from autocomp.cost.bytes import weight_bytes
 from autocomp.formats.base import CompressedWeight
@@ -36,15 +38,25 @@ from autocomp.search.two_streams import DenseStream
 from autocomp.search.workbench import SAMPLE_TOKENS, Workbench, needs, reads_gradients
 
 
+def _only_masks(spec: LayerSpec) -> bool:
+    """Return whether a spec prunes and changes nothing that it keeps."""
+    slots = {part.slot for part in spec.filled()}
+    return "mask" in slots <= {"mask", "refinement"} and not METHODS[spec.mask.method].adaptive
+
+
 def _stages(bench: Workbench, block: int, plan: Plan) -> Iterator[list[Site]]:
-    """Yield the linears of a block that read the same input, in the order in which they run."""
+    """Yield what is compressed together: all plain masks, then what reads one input, in order."""
     owner = bench.sketch.owner
     kept = [
         site
         for site in block_sites(bench.sketch, block)
         if plan[owner[site.name]] == DENSE and plan[site.name] != DENSE
     ]
-    for _, stage in groupby(kept, key=lambda site: site.reads):
+    plain = [site for site in kept if _only_masks(plan[site.name])]
+    if plain:
+        yield plain
+    rest = [site for site in kept if site not in plain]
+    for _, stage in groupby(rest, key=lambda site: site.reads):
         yield list(stage)
 
 
@@ -70,7 +82,7 @@ def _compress_stage(
     stage: list[Site],
     dense: Mapping[str, Sequence[Tensor]],
 ) -> dict[str, CompressedWeight]:
-    """Compress linears that read the same input, from that input as it is now.
+    """Compress linears from their inputs as they are now; those with input steps read one input.
 
     What a method makes from gradients it makes from those of the dense model. ``dense`` is what
     the dense model reads in this block where two streams are followed, else empty.

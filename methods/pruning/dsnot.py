@@ -17,6 +17,7 @@ from autocomp.methods._masks import wanda_score
 
 CYCLES = 50
 SMALLEST_SHARE = 1e-6
+PASSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,10 @@ class Dsnot:
     def needs_of(self, spec: DsnotSpec) -> frozenset[Needs]:
         """Return the sample too where a threshold needs the magnitude of the output."""
         return frozenset({Needs.SAMPLE}) if spec.threshold_percent else frozenset()
+
+    def passes(self, spec: DsnotSpec) -> int:
+        """Return how many times ordering what is swapped goes over the weight, as measured."""
+        return PASSES
 
     @torch.no_grad()
     def refine(

@@ -19,7 +19,9 @@ from autocomp.methods._joint import method_of
 
 BLOCK = 256
 SWEEPS = 3
-CHUNK_ROWS = 256
+CHUNK_ROWS = 32
+"""Rows at a time, so that what is compared stays in a cache."""
+PASSES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,10 @@ class Shuffle:
     def step(self, spec: ShuffleSpec, in_features: int) -> Permutation:
         """Return the stored step: the order."""
         return Permutation(in_features)
+
+    def passes(self, spec: ShuffleSpec) -> int:
+        """Return how many times the exchange goes over the weight, as measured."""
+        return PASSES if spec.block else 0
 
     def fit(
         self, readers: Sequence[Reader], spec: ShuffleSpec, stats: Stats | None

@@ -139,12 +139,18 @@ def test_k_means_is_counted_in_the_estimate(settings):
 def test_passes_and_gradient_statistics_are_counted_in_the_estimate(settings, monkeypatch):
     site = next(site for site in sketch_of(settings.model).sites if site.kind == "linear")
     speed = estimate._Speed(body=1e6, single=1e6, steps=1e5)
-    one, half_quadratic, planes, clipped = (
+    one, *more = (
         estimate._solve_seconds(site, LayerSpec.parse(token), speed)
-        for token in ("rtn-w4", "hqq-w4", "lutgemm-w4", "rtn-w4-mse")
+        for token in (
+            "rtn-w4",
+            "hqq-w4",
+            "lutgemm-w4",
+            "rtn-w4-mse",
+            "wanda-2:4",
+            "shuffle+wanda-2:4+dsnot+rtn-w4",
+        )
     )
-    ratios = half_quadratic / one, planes / one, clipped / one
-    assert ratios == pytest.approx((20, 60, 80))
+    assert [seconds / one for seconds in more] == pytest.approx((20, 60, 80, 5, 60 + 5 + 20 + 1))
     monkeypatch.setattr(estimate, "_measure_speed", lambda device: speed)
     minutes = []
     for token in ("nf-w3", "squeezellm-w3"):
