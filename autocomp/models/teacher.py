@@ -76,7 +76,7 @@ class ModelTeacher:
         vocabulary = self.vocabulary.to(self.device)
         written = [starts.to(self.device)]
         body = self._model.base_model
-        kept = {cache_argument(body): DynamicCache(config=body.config), "use_cache": True}
+        kept = {cache_argument(body): DynamicCache(config=self._model.config), "use_cache": True}
         for position in range(1, self.length):
             output = body(input_ids=written[-1][:, None], **kept)
             with bf16_products(self.dtype):

@@ -138,7 +138,7 @@ def _solve_seconds(site: Site, spec: LayerSpec, speed: _Speed) -> float:
         steps = rows * columns * math.log2(columns + 1) * clusters
         return CLUSTER_OPERATIONS * steps / speed.single
     parts: list[tuple[Any, Any]] = [(METHODS[part.method](), part) for part in spec.filled()]
-    passes = sum(method.passes(part) for method, part in parts if hasattr(method, "passes"))
+    passes: float = sum(method.passes(part) for method, part in parts if hasattr(method, "passes"))
     seconds = PASS_OPERATIONS * max(1, passes) * rows * columns / speed.single
     if Needs.HESSIAN in needs(spec):
         seconds += columns * SOLVER_STEP_OPERATIONS / speed.steps

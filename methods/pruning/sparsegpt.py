@@ -61,6 +61,7 @@ class SparseGpt(MaskMethod):
 
     def dropped(self, spec: SparseGptSpec, shape: tuple[int, int]) -> int:
         """Return ``Σ ⌊out·width·s⌋`` over the strips of 128 columns."""
+        assert spec.sparsity is not None
         out_features, in_features = shape
         widths = (min(STRIP, in_features - start) for start in range(0, in_features, STRIP))
         return sum(removed(out_features * width, spec.sparsity) for width in widths)
