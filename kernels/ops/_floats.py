@@ -288,6 +288,7 @@ def tile_product(
     (rows, columns), (features, groups) = inputs.shape, scale.shape
     group_size = columns // groups
     sizes = {"rows": rows, "features": features, "columns": columns}
+    sizes["bytes"] = inputs.element_size()
     small = rows == 1 and _has_whole_words(columns, group_size)
     options = options_of(f"fp{numbers.bits}_{'gemv' if small else 'tile'}", inputs.device, **sizes)
     width = options["BLOCK_K"] = min(options["BLOCK_K"], power_of_two(columns))

@@ -208,6 +208,7 @@ def _triton(
     (rows, columns), features = inputs.shape, mask.shape[0]
     groups = 1 if scale is None else scale.shape[1]
     sizes = {"rows": rows, "features": features, "columns": columns}
+    sizes["bytes"] = inputs.element_size()
     options = options_of("bitmask", inputs.device, **sizes)
     options["BLOCK_M"] = block_rows(rows, options["BLOCK_M"])
     options |= block_columns(columns // groups, options["BLOCK_K"])

@@ -129,6 +129,7 @@ def _triton(
     groups = 1 if scale is None else scale.shape[1]
     group_size = columns // groups
     sizes = {"rows": rows, "features": features, "columns": columns, "group": group_size}
+    sizes["bytes"] = inputs.element_size()
     options = options_of("codebook", inputs.device, **sizes)
     options["BLOCK_M"] = block_rows(rows, options["BLOCK_M"])
     options |= block_columns(group_size, options["BLOCK_K"])

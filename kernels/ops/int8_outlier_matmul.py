@@ -134,6 +134,7 @@ def _triton(inputs: Tensor, codes: Tensor, scale: Tensor, threshold: float) -> T
     (rows, columns), features = inputs.shape, codes.shape[0]
     outlying, rounded, step = split_outliers(inputs, threshold)
     sizes = {"rows": rows, "features": features, "columns": columns}
+    sizes["bytes"] = inputs.element_size()
     options = options_of("int8_outlier", inputs.device, **sizes)
     options["BLOCK_M"] = min(options["BLOCK_M"], max(LEAST_ROWS, power_of_two(rows)))
     outputs = inputs.new_empty((rows, features))

@@ -251,6 +251,7 @@ def _triton(
     (rows, columns), (features, groups) = inputs.shape, scale.shape
     group_size = columns // groups
     sizes = {"rows": rows, "features": features, "columns": columns}
+    sizes["bytes"] = inputs.element_size()
     small = rows == 1 and has_whole_groups(columns, group_size)
     options = options_of(f"weight_only_{'gemv' if small else 'tile'}", inputs.device, **sizes)
     width = options["BLOCK_K"] = min(options["BLOCK_K"], power_of_two(columns))
