@@ -60,7 +60,7 @@ HALVINGS = 4
 TEMPERATURES = (0.5, 1.0)
 PARENTS = 8
 CONTINUED = "continued"
-ALONE = f"probe:{QUANTIZED}"
+ALONE = "alone"
 MIX = {LINEAR: 0.9, "knapsack": 0.15, "step": 0.45, "mutation": 0.2, "crossover": 0.2}
 """Chance of a step by the gradient, then shares of the other moves."""
 

@@ -197,14 +197,13 @@ def test_the_order_of_the_schedule(world, history):
     scheduled = ["knapsack:score", "knapsack", "ladder", "ladder", "ladder"]
     assert origins[count + 4 : count + 9] == scheduled
     moves = {"knapsack", "step", "mutation", "crossover"}
-    assert moves <= set(origins[count + 9 :]) <= moves | {"probe:quantized"}
+    assert moves <= set(origins[count + 9 :]) <= moves | {"alone"}
 
 
 def test_quantization_alone_is_tried_once_where_the_best_plan_of_a_smaller_budget_mixes(world):
     context = replace(world.context, schedule=replace(world.context.schedule, at_budget=0.2))
     told = run(World(context, world.measure), 60)
-    first = len(context.uniforms) + len(context.kinds)
-    alone = [t for t in told[first:] if t.origin == "probe:quantized"]
+    alone = [trial for trial in told if trial.origin == "alone"]
     budgets = [trial.details["budget"] for trial in alone]
     assert 0 < len(budgets) == len(set(budgets))
     for trial, budget in zip(alone, budgets, strict=True):
