@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_BYTES = 20_000_000_000
 RESCAN_PUTS = 256
 ABANDONED_SECONDS = 3600
+FILE_VERSION = 2
+"""Part of the names of entries, so that files of another layout are not taken for damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,9 @@ class StoreKey:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the fields, hexadecimal; the entry's name."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Sha256 of the fields and of the version of files, hexadecimal; the entry's name."""
+        named = {"file_version": FILE_VERSION, **asdict(self)}
+        text = json.dumps(named, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

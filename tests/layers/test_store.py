@@ -26,6 +26,22 @@ def weight(token: str = "rtn-w4g16", seed: int = 0) -> CompressedWeight:
     return compress(dense, LayerSpec.parse(token), None, "float16")
 
 
+def test_files_of_another_version_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = LayerStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "FILE_VERSION", 1)
+        older = store.path(KEY)
+        older.parent.mkdir(parents=True)
+        older.write_bytes(b"of another layout")
+    assert store.get(KEY) is None
+    store.put(KEY, weight())
+    assert store.get(KEY) is not None
+    assert older.read_bytes() == b"of another layout"
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("token", LINEAR_TOKENS)
 def test_round_trip_is_exact(token: str, tmp_path: Path) -> None:
     store, written = LayerStore(tmp_path), weight(token)
